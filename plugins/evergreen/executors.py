@@ -1,0 +1,105 @@
+"""Executors whose workers start warm.
+
+A task that imports MLflow, Great Expectations, Feast and scikit-learn pays up to twenty seconds
+for it, in every task anew. Airflow forks each task from a LocalExecutor worker and each worker
+from the scheduler, so a module that the scheduler has imported costs its tasks nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pkgutil
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from time import perf_counter
+
+from airflow.executors.local_executor import LocalExecutor
+
+log = logging.getLogger(__name__)
+
+#: What the lifecycle imports inside its functions, down to the modules that the vendors
+#: themselves import late. Only imports belong here: threads (OpenMP, DuckDB, gRPC) that start
+#: before a fork hang the processes forked after it.
+PRELOAD = (
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "sqlalchemy",
+    "alembic",
+    "duckdb",
+    "sklearn.compose",
+    "sklearn.ensemble",
+    "sklearn.inspection",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "sklearn.pipeline",
+    "skops.io",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "mlflow",
+    "mlflow.sklearn",
+    "great_expectations",
+    "feast",
+    "feast.infra.offline_stores.duckdb",
+    "feast.infra.online_stores.sqlite",
+    "evidently",
+    "evidently.presets",
+)
+
+#: No vendor phones home, and no plot looks for a display.
+DEFAULTS = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "Agg"}
+
+
+def lifecycle_modules() -> Iterator[str]:
+    """Name the modules of `evergreen.lifecycle`; none when the package can't be found."""
+    try:
+        package = import_module("evergreen.lifecycle")
+    except ModuleNotFoundError:
+        return
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield module.name
+
+
+def preload(modules: Iterable[str]) -> dict[str, str]:
+    """Import `modules` and return those that would not load, each with its reason.
+
+    A module that fails is left to the task that needs it, whose log is where its error belongs:
+    a scheduler must start without an optional vendor.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # Once Airflow has configured logging, importing GX prints hundreds of registration lines.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    skipped = {}
+    for name in modules:
+        try:
+            import_module(name)
+        except Exception as error:  # noqa: BLE001 (a vendor may fail at import in any way)
+            skipped[name] = f"{type(error).__name__}: {error}"
+            log.warning("Not preloaded: %s (%s)", name, skipped[name])
+    return skipped
+
+
+class WarmLocalExecutor(LocalExecutor):
+    """Airflow's LocalExecutor, forked from a scheduler that has imported what tasks need.
+
+    Select it with `AIRFLOW__CORE__EXECUTOR=evergreen.executors.WarmLocalExecutor`. Workers that
+    replace dead ones are forked from the same scheduler and are as warm. Where Python does not
+    fork (`mp_start_method = spawn`, macOS) nothing is inherited, so nothing is preloaded.
+    """
+
+    def start(self) -> None:
+        """Import the lifecycle and its vendors, then fork the workers."""
+        if self.is_mp_using_fork:
+            began = perf_counter()
+            modules = [*PRELOAD, *lifecycle_modules()]
+            skipped = preload(modules)
+            # Freed garbage would leave holes in pages that parent and child share. LocalExecutor
+            # itself freezes what remains while it forks.
+            gc.collect()
+            loaded, seconds = len(modules) - len(skipped), perf_counter() - began
+            log.info("Preloaded %d of %d modules in %.1f s", loaded, len(modules), seconds)
+        super().start()

@@ -1,0 +1,200 @@
+"""The ledger's tables: what arrived, what was asked, decided, judged and promoted.
+
+Nothing is ever updated or deleted: a change is a new row. Uniqueness constraints carry the keys
+that make a repeat harmless. Times inside are tz-aware UTC; ``recorded_at`` is the database's
+clock, for people, and no decision reads it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Dialect,
+    ForeignKey,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy import DateTime as _DateTime
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class DateTime(TypeDecorator[datetime]):
+    """A tz-aware UTC time on every database, also on those that forget the zone."""
+
+    impl = _DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time in the ledger needs a zone, found {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own configuration attribute
+        datetime: DateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        str: String(255),
+    }
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(index=True)
+    recorded_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PartitionRow(Table):
+    """A landed partition in one revision. ``id`` is its sequence: the order of registration."""
+
+    __tablename__ = "partitions"
+    __table_args__ = (UniqueConstraint("model", "key", "revision"),)
+
+    key: Mapped[str]
+    revision: Mapped[int]
+    start: Mapped[datetime]
+    end: Mapped[datetime]
+    digest: Mapped[str]
+    rows: Mapped[int]
+    late: Mapped[bool]
+    files: Mapped[dict[str, Any]]
+    maturity: Mapped[dict[str, Any]]
+
+
+class SignalRow(Table):
+    """A cause's wish for a retrain, with its evidence."""
+
+    __tablename__ = "signals"
+    __table_args__ = (UniqueConstraint("model", "cause", "key"),)
+
+    cause: Mapped[str]
+    key: Mapped[str]
+    as_of: Mapped[datetime]
+    evidence: Mapped[dict[str, Any]]
+
+
+class DecisionRow(Table):
+    """What the arbiter decided in one DAG run."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (UniqueConstraint("model", "run_id"),)
+
+    run_id: Mapped[str]
+    action: Mapped[str]
+    cause: Mapped[str | None]
+    causes: Mapped[list[Any]]
+    reasons: Mapped[list[Any]]
+    as_of: Mapped[datetime]
+    sequence: Mapped[int]
+    until: Mapped[datetime | None]
+    tune: Mapped[bool]
+    override: Mapped[str | None] = mapped_column(Text)
+
+
+class ConsumedSignalRow(Table):
+    """A signal that a decision answered. It is open again once that decision's run failed."""
+
+    __tablename__ = "consumed_signals"
+    __table_args__ = (UniqueConstraint("signal_id", "decision_id"),)
+
+    signal_id: Mapped[int] = mapped_column(ForeignKey("signals.id"))
+    decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"), index=True)
+
+
+class OutcomeRow(Table):
+    """How the run of a decision ended. A cleared run may add a second, later outcome."""
+
+    __tablename__ = "outcomes"
+    __table_args__ = (UniqueConstraint("decision_id", "outcome"),)
+
+    decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"), index=True)
+    outcome: Mapped[str]
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class VerdictRow(Table):
+    """The gate's verdict in one DAG run, with the table it rests on."""
+
+    __tablename__ = "verdicts"
+    __table_args__ = (UniqueConstraint("model", "run_id"),)
+
+    run_id: Mapped[str]
+    verdict: Mapped[str]
+    promotes: Mapped[bool]
+    reason: Mapped[str] = mapped_column(Text)
+    as_of: Mapped[datetime]
+    champion_version: Mapped[str | None]
+    mlflow_run: Mapped[str]
+    rules: Mapped[list[Any]]
+    evidence: Mapped[dict[str, Any]]
+    override: Mapped[str | None] = mapped_column(Text)
+
+
+class PromotionRow(Table):
+    """A version that became champion. ``position`` counts per model without gaps, so that of two
+    promotions judged against the same champion only one can be written (compare-and-set)."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        UniqueConstraint("model", "position"),
+        UniqueConstraint("model", "run_id"),
+    )
+
+    position: Mapped[int]
+    run_id: Mapped[str]
+    version: Mapped[str]
+    replaced: Mapped[str | None]
+    kind: Mapped[str]
+    reason: Mapped[str] = mapped_column(Text)
+    as_of: Mapped[datetime]
+    mlflow_run: Mapped[str]
+
+
+class PromotionEventRow(Table):
+    """How far a promotion has come: ``aliased``, ``materialized``, ``completed``."""
+
+    __tablename__ = "promotion_events"
+    __table_args__ = (UniqueConstraint("promotion_id", "event"),)
+
+    promotion_id: Mapped[int] = mapped_column(ForeignKey("promotions.id"), index=True)
+    event: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+
+
+class ScoreRow(Table):
+    """A partition's revision scored by a version; ``metrics`` of the labels known by then."""
+
+    __tablename__ = "scores"
+    __table_args__ = (UniqueConstraint("model", "partition", "revision", "version"),)
+
+    partition: Mapped[str]
+    revision: Mapped[int]
+    version: Mapped[str]
+    run_id: Mapped[str]
+    rows: Mapped[int]
+    uri: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str]
+    metrics: Mapped[dict[str, Any]]

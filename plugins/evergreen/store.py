@@ -1,0 +1,193 @@
+"""Content-addressed artifacts over universal_pathlib: local folders, ``s3://`` and their like.
+
+Three kinds of thing live here, none of which is ever half-written:
+
+- ``objects/``: bytes under their own sha256 (landed files).
+- ``documents/``: JSON under its own sha256 (snapshots, reports, verdicts).
+- ``tables/``: Parquet under a key made from the digests of what it was computed from, so that a
+  second computation finds the first.
+
+A write goes aside and is renamed (local) or is one PUT (object stores).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from evergreen.errors import EvergreenError, unavailable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from upath import UPath
+
+_CHUNK = 1 << 20
+
+
+class CorruptError(EvergreenError):
+    """Stored bytes don't hash to their name."""
+
+
+def digest_of(value: Any) -> str:
+    """The sha256 of a JSON value, written canonically."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_stream(stream: IO[bytes]) -> tuple[str, int]:
+    """The sha256 and the length of a stream, read in chunks."""
+    sha, size = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        sha.update(chunk)
+        size += len(chunk)
+    return sha.hexdigest(), size
+
+
+class Store:
+    """A root below which artifacts are kept.
+
+    :param root: any URI that fsspec knows, or a local path.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def path(self, uri: str) -> UPath:
+        """The path of a URI, or of a name below the root."""
+        from upath import UPath
+
+        return UPath(uri) if "://" in uri or uri.startswith("/") else UPath(self.root) / uri
+
+    def uri(self, name: str) -> str:
+        """The URI of a name below the root."""
+        return f"{self.root}/{name}"
+
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Name the store's address when it can't be reached."""
+        with unavailable("the store", self.root, *_unreachable(self.root)):
+            yield
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is something at ``uri``."""
+        with self.reachable():
+            return bool(self.path(uri).exists())
+
+    def read_bytes(self, uri: str) -> bytes:
+        """The bytes at ``uri``.
+
+        :raises FileNotFoundError: when nothing is there.
+        """
+        with self.reachable():
+            return bytes(self.path(uri).read_bytes())
+
+    def write(self, name: str, produce: Callable[[Path], None]) -> str:
+        """Let ``produce`` write a local file, then make it appear at ``name`` whole.
+
+        :returns: the URI.
+        """
+        with self.reachable():
+            target = self.path(name)
+            if target.protocol in ("", "file", "local"):
+                final = Path(target.path)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(final)
+                aside = final.with_name(f".{final.name}.aside-{os.getpid()}")
+                produce(aside)
+                os.replace(aside, final)
+            else:
+                with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
+                    produce(Path(folder) / "aside")
+                    target.fs.put_file(str(Path(folder) / "aside"), target.path)
+        return self.uri(name)
+
+    def put_bytes(self, name: str, content: bytes) -> str:
+        """Write bytes at ``name``, whole or not at all."""
+        return self.write(name, lambda path: path.write_bytes(content) and None)
+
+    def put_object(self, stream: IO[bytes]) -> tuple[str, str, int]:
+        """Keep a stream under its sha256; the same bytes are kept once.
+
+        :returns: its URI, sha256 and size in bytes.
+        """
+        with tempfile.NamedTemporaryFile(prefix="evergreen-") as copy:
+            while chunk := stream.read(_CHUNK):
+                copy.write(chunk)
+            copy.flush()
+            copy.seek(0)
+            sha, size = digest_of_stream(copy)
+            name = f"objects/{sha[:2]}/{sha}"
+            if not self.exists(name):
+                self.write(name, lambda path: _copy(copy, path))
+        return self.uri(name), sha, size
+
+    def put_document(self, kind: str, document: dict[str, Any]) -> tuple[str, str]:
+        """Keep a JSON document under its digest.
+
+        :returns: its URI and digest.
+        """
+        digest = digest_of(document)
+        name = f"documents/{kind}/{digest}.json"
+        if not self.exists(name):
+            self.put_bytes(name, json.dumps(document, sort_keys=True, indent=1).encode())
+        return self.uri(name), digest
+
+    def get_document(self, uri: str, digest: str) -> dict[str, Any]:
+        """Read a document and check it against its digest.
+
+        :raises CorruptError: when it was changed behind our back.
+        """
+        document: dict[str, Any] = json.loads(self.read_bytes(uri))
+        if (found := digest_of(document)) != digest:
+            raise CorruptError(
+                f"{uri} hashes to {found[:12]} where {digest[:12]} was written: it was changed. "
+                "Restore it from a backup, or clear the task that wrote it to make it anew."
+            )
+        return document
+
+    def put_table(self, name: str, table: pd.DataFrame) -> str:
+        """Write a table as Parquet at ``name``, whole or not at all."""
+        return self.write(
+            name, lambda path: table.to_parquet(path, index=False, coerce_timestamps="us")
+        )
+
+    def get_table(self, uri: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Read a Parquet table, or some of its columns."""
+        import pandas as pd
+
+        with self.reachable(), self.path(uri).open("rb") as stream:
+            return pd.read_parquet(stream, columns=columns)
+
+
+def _copy(source: IO[bytes], path: Path) -> None:
+    source.seek(0)
+    with path.open("wb") as target:
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+
+
+def _sweep(final: Path) -> None:
+    """Remove what a killed writer of the same file left aside."""
+    for aside in final.parent.glob(f".{final.name}.aside-*"):
+        try:
+            os.kill(int(aside.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            aside.unlink(missing_ok=True)
+
+
+def _unreachable(root: str) -> tuple[type[Exception], ...]:
+    """What "not reachable" looks like: sockets, permissions and, for S3, botocore's own."""
+    if not root.startswith("s3"):
+        return (ConnectionError, TimeoutError, PermissionError, NotADirectoryError)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (ConnectionError, TimeoutError, PermissionError, BotoCoreError, ClientError)

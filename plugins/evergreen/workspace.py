@@ -1,0 +1,73 @@
+"""Where a deployment keeps its things: home folder, ledger, store, MLflow. One object a stage needs.
+
+Defaults are embedded: everything below ``EVERGREEN_HOME``, no service to start. Operators fill
+it from Airflow Connections (see `evergreen.hooks.workspace`), the command line from the
+environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evergreen.declaration import Declaration
+from evergreen.ledger import Ledger
+from evergreen.store import Store
+
+QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A deployment's places.
+
+    :ivar home: local folder for what is rebuilt when lost, and for the embedded defaults.
+    :ivar ledger: the record.
+    :ivar store: the artifacts.
+    :ivar tracking_uri: MLflow's tracking server or database, also its registry.
+    """
+
+    home: Path
+    ledger: Ledger
+    store: Store
+    tracking_uri: str
+
+    @classmethod
+    def from_environment(
+        cls,
+        environment: Mapping[str, str] | None = None,
+        *,
+        ledger_url: str | None = None,
+        store_uri: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> Workspace:
+        """Read ``EVERGREEN_HOME``, ``EVERGREEN_LEDGER_URL``, ``EVERGREEN_STORE_URI`` and
+        ``MLFLOW_TRACKING_URI``; what isn't set lies below the home folder.
+
+        The keyword arguments, when given, win over the environment.
+        """
+        for key, value in QUIET.items():
+            os.environ.setdefault(key, value)
+        env = os.environ if environment is None else environment
+        home = Path(env.get("EVERGREEN_HOME") or ".evergreen").expanduser().resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        return cls(
+            home=home,
+            ledger=Ledger(
+                ledger_url or env.get("EVERGREEN_LEDGER_URL") or f"sqlite:///{home}/ledger.db"
+            ),
+            store=Store(store_uri or env.get("EVERGREEN_STORE_URI") or f"file://{home}/store"),
+            tracking_uri=tracking_uri
+            or env.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{home}/mlflow.db",
+        )
+
+    def landing_uri(self, uri: str) -> str:
+        """A declared URI as it is meant: a relative one lies below the home folder."""
+        return uri if "://" in uri or uri.startswith("/") else f"{self.home}/{uri}"
+
+    def experiment(self, declaration: Declaration) -> str:
+        """The MLflow experiment of a model."""
+        return f"evergreen/{declaration.name}"
