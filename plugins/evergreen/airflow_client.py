@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -131,13 +131,13 @@ class AirflowClient:
 
     def unpause(self, dag_id: str) -> Json:
         """Let the scheduler run the DAG."""
-        return self._send("PATCH", _path("dags", dag_id), json={"is_paused": False}).json()
+        return self._send("PATCH", _path("dags", dag_id), json={"is_paused": False})
 
     def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any] | None = None) -> Json:
         """Start a run, or return the one that has this `run_id`."""
         body = {"dag_run_id": run_id, "conf": dict(conf or {}), "logical_date": None}
         try:
-            return self._send("POST", _path("dags", dag_id, "dagRuns"), json=body).json()
+            return self._send("POST", _path("dags", dag_id, "dagRuns"), json=body)
         except RequestError as error:
             if error.status != HTTPStatus.CONFLICT:
                 raise
@@ -185,9 +185,9 @@ class AirflowClient:
                 return
 
     def _get(self, path: str, **params: Any) -> Json:
-        return self._send("GET", path, params=params).json()
+        return self._send("GET", path, params=params)
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **options: Any) -> Json:
         for attempt in Retrying(
             retry=retry_if_exception_type(httpx.TransportError),
             stop=stop_after_attempt(5),
@@ -198,7 +198,7 @@ class AirflowClient:
                 response = self._http.request(method, path, **options)
         if response.is_error:
             raise RequestError(response)
-        return response
+        return cast("Json", response.json())
 
 
 def _path(*parts: str) -> str:

@@ -1,10 +1,7 @@
 """A self-contained Airflow under one folder, for the demo, the replay and the scenario tests.
 
-The components run in a session of their own below a *keeper*: this very file, started as a
-script. The keeper ends when the pipe to its parent closes, which the kernel does however the
-parent dies, and takes the whole session with it: tasks too, which Airflow puts in process groups
-of their own. `airflow standalone` is not used, because it serves logs on every interface and
-leaves its children behind when it is killed.
+The components run below `evergreen.keeper`, not `airflow standalone`, which serves logs on every
+interface and leaves its children behind when it is killed. Starting takes as long either way.
 """
 
 from __future__ import annotations
@@ -13,35 +10,26 @@ import hashlib
 import json
 import os
 import secrets
-import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import httpx
-import psutil
+
+from evergreen import keeper
 
 if TYPE_CHECKING:
     from evergreen.airflow_client import AirflowClient
 
 HOST = "127.0.0.1"
 USER = "admin"
-COMPONENTS = (
-    ("api-server",),
-    ("scheduler", "--skip-serve-logs"),  # logs are read from disk: no listener for them
-    ("dag-processor",),
-    ("triggerer", "--skip-serve-logs"),
-)
-#: Seconds that the components get to end by themselves.
-GRACE = 15.0
 
 FIXED = {
     "AIRFLOW__API__HOST": HOST,
@@ -51,7 +39,11 @@ FIXED = {
     "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "5",
-    "AIRFLOW__CORE__PARALLELISM": "4",
+    # A worker lingers after its task: while the exit of a large process is missed, its supervisor
+    # sleeps for a heartbeat. So more workers, shorter heartbeats, and the pool bounds the work.
+    "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "4",
+    "AIRFLOW__CORE__PARALLELISM": "16",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
@@ -142,14 +134,14 @@ class Standalone:
 
     def pids(self) -> set[int]:
         """Return the processes that run for this Airflow."""
-        return members(self._keeper.pid) if self._keeper else set()
+        return keeper.members(self._keeper.pid) if self._keeper else set()
 
     def __enter__(self) -> Self:
         since = datetime.now(UTC)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW__")}
         with self.log_file.open("wb") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-P", __file__],
+                [sys.executable, "-P", keeper.__file__],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -174,23 +166,23 @@ class Standalone:
 
     def stop(self) -> None:
         """End every process of this Airflow; do nothing when none runs."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None or keeper.stdin is None:
+        process, self._keeper = self._keeper, None
+        if process is None or process.stdin is None:
             return
-        keeper.stdin.close()
+        process.stdin.close()
         try:
-            keeper.wait(GRACE + 5)
+            process.wait(keeper.GRACE + 10)
         except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
+            process.kill()
+            process.wait()
         finally:
-            kill_session(keeper.pid)
+            keeper.kill_session(process.pid)
 
-    def _wait(self, keeper: subprocess.Popen[bytes], since: datetime) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], since: datetime) -> None:
         """Return when the scheduler and the DAG processor have sent a heartbeat after `since`."""
         deadline = time.monotonic() + self.timeout
         while not _is_healthy(self.url, since):
-            if keeper.poll() is not None:
+            if process.poll() is not None:
                 raise StandaloneError(f"Airflow ended while starting:\n{self._tail()}")
             if time.monotonic() > deadline:
                 late = f"Airflow was not healthy within {self.timeout:g} s"
@@ -220,70 +212,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def members(session: int) -> set[int]:
-    """Return the living processes of a session."""
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process.pid)
-        except (ProcessLookupError, PermissionError, psutil.Error):
-            continue
-    return found
-
-
-def kill_session(session: int, timeout: float = 5.0) -> None:
-    """Kill every process of `session` but the caller, and wait until they are gone."""
-    deadline = time.monotonic() + timeout
-    while (left := members(session) - {os.getpid()}) and time.monotonic() < deadline:
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.05)
-
-
-def keep() -> int:
-    """Run the components until the parent closes our stdin; return 1 when one ended before."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    running: list[subprocess.Popen[bytes]] = []
-    try:
-        running.append(_airflow("db", "migrate"))
-        if _watch(running) and running.pop().returncode == 0:
-            running += [_airflow(*component) for component in COMPONENTS]
-            return int(_watch(running))
-        return int(any(it.returncode for it in running))
-    finally:
-        _end(running)
-        kill_session(os.getpid())
-
-
-def _airflow(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "airflow", *arguments], stdin=subprocess.DEVNULL)
-
-
-def _watch(running: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Wait for the parent to go (False) or for one of `running` to end (True)."""
-    while not any(process.poll() is not None for process in running):
-        if select.select([sys.stdin], [], [], 0.1)[0]:
-            return False
-    return True
-
-
-def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask the components to end, the scheduler with its tasks, and wait for as long as `GRACE`."""
-    deadline = time.monotonic() + GRACE
-    for process in running:
-        process.terminate()
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            continue
-
-
 def _passwords(home: Path) -> Path:
     """Return the file with the users' passwords, written on first use."""
     path = home / "passwords.json"
@@ -305,7 +233,3 @@ def _secret(home: Path, purpose: str) -> str:
 def _write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)
-
-
-if __name__ == "__main__":
-    sys.exit(keep())

@@ -7,7 +7,6 @@ afterwards (departure, label) stands beside it with the time at which it became 
 Source: https://github.com/tidyverse/nycflights13
 """
 
-import os
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +58,7 @@ def write(folder: Path) -> dict[str, Path]:
         for name, table in tables().items():
             paths[name] = folder / f"{name}.parquet"
             table.to_parquet(Path(aside, name), index=False)
-            os.replace(Path(aside, name), paths[name])
+            Path(aside, name).replace(paths[name])
     return paths
 
 
@@ -105,7 +104,7 @@ def _utc(times: pd.Series) -> pd.Series:
 
 
 def _minutes(counts: pd.Series) -> pd.Series:
-    return pd.to_timedelta(counts, unit="min").dt.as_unit("us")
+    return (counts * pd.Timedelta(minutes=1)).dt.as_unit("us")
 
 
 def _keyed(table: pd.DataFrame, key: list[str]) -> pd.DataFrame:

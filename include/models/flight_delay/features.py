@@ -60,14 +60,16 @@ carrier_delays = FeatureView(
     ],
     source=FileSource(path="carrier_delays.parquet", timestamp_field="event_timestamp"),
 )
-flight_delay = FeatureService(name="flight_delay", features=[weather, origin_delays, carrier_delays])
+flight_delay = FeatureService(
+    name="flight_delay", features=[weather, origin_delays, carrier_delays]
+)
 
 
 def prepare_weather(raw: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Observations as they became known, by origin."""
-    return raw["weather"][["origin", "event_timestamp", *MEASUREMENTS]].drop_duplicates(
-        ["origin", "event_timestamp"], keep="last"
-    )
+    """Observations as they became known, by origin. A report that names no gust means none."""
+    weather = raw["weather"][["origin", "event_timestamp", *MEASUREMENTS]]
+    weather = weather.drop_duplicates(["origin", "event_timestamp"], keep="last")
+    return weather.assign(wind_gust=weather["wind_gust"].fillna(0.0))
 
 
 def prepare_origin_delays(raw: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -103,9 +105,7 @@ def _recent_delays(flights: pd.DataFrame, *, by: list[str], prefix: str) -> pd.D
     running sums are of whole minutes, so they are exact however long the history before them.
     """
     left = flights.dropna(subset=["departed_at"])
-    left = left[[*by, "departed_at"]].assign(
-        minutes=left["dep_delay"].astype("int64"), flights=1
-    )
+    left = left[[*by, "departed_at"]].assign(minutes=left["dep_delay"].astype("int64"), flights=1)
     left = left.rename(columns={"departed_at": "event_timestamp"})
     gone = left.assign(
         event_timestamp=left["event_timestamp"] + WINDOW,

@@ -10,11 +10,11 @@ CATEGORIES = ["carrier", "origin", "dest"]
 
 def build(
     *,
-    learning_rate: float = 0.06,
+    learning_rate: float = 0.05,
     max_iter: int = 150,
-    max_leaf_nodes: int = 31,
-    min_samples_leaf: int = 100,
-    l2_regularization: float = 1.0,
+    max_leaf_nodes: int = 15,
+    min_samples_leaf: int = 200,
+    l2_regularization: float = 10.0,
     random_state: int = 0,
 ) -> Pipeline:
     """An unfitted classifier that takes float columns and the string columns `CATEGORIES`.

@@ -171,6 +171,10 @@ class PromotionRow(Table):
     reason: Mapped[str] = mapped_column(Text)
     as_of: Mapped[datetime]
     mlflow_run: Mapped[str]
+    model_uri: Mapped[str] = mapped_column(Text)
+    snapshot_uri: Mapped[str] = mapped_column(Text)
+    snapshot_digest: Mapped[str]
+    trained_through: Mapped[datetime]
 
 
 class PromotionEventRow(Table):

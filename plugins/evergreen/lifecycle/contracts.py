@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from evergreen.ledger.tables import DecisionRow, PartitionRow, PromotionRow
 from evergreen.store import Store
 
 
@@ -64,6 +65,7 @@ class PartitionFile(Contract):
     bytes: int
     rows: int
     stored: str
+    fingerprint: str
     columns: dict[str, str]
 
 
@@ -81,6 +83,15 @@ class Partition(Contract):
     digest: str
     rows: int
     files: dict[str, PartitionFile]
+
+    @classmethod
+    def from_row(cls, row: PartitionRow) -> Self:
+        """Read a ledger row."""
+        files = {source: PartitionFile.model_validate(file) for source, file in row.files.items()}
+        return cls(
+            key=row.key, revision=row.revision, sequence=row.id, start=row.start, end=row.end,
+            digest=row.digest, rows=row.rows, files=files,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return self.key if self.revision == 1 else f"{self.key} (revision {self.revision})"
@@ -142,6 +153,12 @@ class Decision(Result):
     until: AwareDatetime | None = None
     tune: bool = False
     override: str | None = None
+
+    @classmethod
+    def from_row(cls, row: DecisionRow) -> Self:
+        """Read a ledger row."""
+        names = set(cls.model_fields)
+        return cls.model_validate({name: getattr(row, name) for name in names})
 
     def describe(self) -> Iterator[str]:
         yield f"as of {self.as_of.isoformat()}, partitions through sequence {self.sequence}"
@@ -350,6 +367,27 @@ class InfrastructureReport(Result):
         yield f"signature matches: {self.signature_matches}; predictions equal the trainer's: {self.same_predictions}"
         yield "latency: " + ", ".join(f"{name} {value:.1f} ms" for name, value in self.latency_ms.items())
         yield f"peak memory: {self.memory_mb and round(self.memory_mb)} MB, loaded in {self.load_seconds} s"
+
+
+class Champion(Contract):
+    """The version that was live at some moment. ``position`` is what compare-and-set compares."""
+
+    version: str
+    position: int
+    mlflow_run: str
+    model_uri: str
+    snapshot: Reference
+    trained_through: AwareDatetime
+    as_of: AwareDatetime
+
+    @classmethod
+    def from_row(cls, row: PromotionRow) -> Self:
+        """Read a ledger row."""
+        return cls(
+            version=row.version, position=row.position, mlflow_run=row.mlflow_run,
+            model_uri=row.model_uri, trained_through=row.trained_through, as_of=row.as_of,
+            snapshot=Reference(kind="snapshot", uri=row.snapshot_uri, digest=row.snapshot_digest),
+        )  # fmt: skip
 
 
 class Rule(Contract):

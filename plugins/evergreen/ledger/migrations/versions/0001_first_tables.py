@@ -1,4 +1,4 @@
-"""the first tables."""
+"""The first tables."""
 
 from alembic import op
 import sqlalchemy as sa
@@ -60,6 +60,10 @@ def upgrade() -> None:
     sa.Column('reason', sa.Text(), nullable=False),
     sa.Column('as_of', evergreen.ledger.tables.DateTime(timezone=True), nullable=False),
     sa.Column('mlflow_run', sa.String(length=255), nullable=False),
+    sa.Column('model_uri', sa.Text(), nullable=False),
+    sa.Column('snapshot_uri', sa.Text(), nullable=False),
+    sa.Column('snapshot_digest', sa.String(length=255), nullable=False),
+    sa.Column('trained_through', evergreen.ledger.tables.DateTime(timezone=True), nullable=False),
     sa.Column('id', sa.Integer(), nullable=False),
     sa.Column('model', sa.String(length=255), nullable=False),
     sa.Column('recorded_at', evergreen.ledger.tables.DateTime(timezone=True), server_default=sa.text('(CURRENT_TIMESTAMP)'), nullable=False),

@@ -1,0 +1,203 @@
+"""What is written to the ledger and asked of it, one short function a question.
+
+Every writer is harmless when repeated: a row whose key is there already is returned as it is.
+All take a session of `Ledger.read` or `Ledger.write`, so that a caller decides what belongs to
+one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, and_, exists, func, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from evergreen.ledger.tables import (
+    ConsumedSignalRow,
+    DecisionRow,
+    OutcomeRow,
+    PartitionRow,
+    PromotionEventRow,
+    PromotionRow,
+    ScoreRow,
+    SignalRow,
+    Table,
+    VerdictRow,
+)
+
+Row = TypeVar("Row", bound=Table)
+LOST = ("failed", "abandoned")  # outcomes after which a run's signals are open again
+
+
+def put(session: Session, row: Row, *key: str) -> Row:
+    """Write ``row`` unless a row with the same ``key`` columns is there; return what is there."""
+    table = type(row)
+    same = [getattr(table, name) == getattr(row, name) for name in key]
+    if (found := session.scalar(select(table).where(*same))) is not None:
+        return found
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # another process wrote it between our look and our write
+        return session.scalars(select(table).where(*same)).one()
+    return row
+
+
+def lock(session: Session, model: str) -> None:
+    """Let one decision on a model be made at a time. SQLite's writers are alone already."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": model})
+
+
+# partitions
+
+
+def latest_partitions(
+    session: Session, model: str, through: int | None = None
+) -> Sequence[PartitionRow]:
+    """Each partition in its latest revision, by event time; of those registered up to a sequence."""
+    newest = select(func.max(PartitionRow.id)).where(PartitionRow.model == model)
+    if through is not None:
+        newest = newest.where(PartitionRow.id <= through)
+    rows = select(PartitionRow).where(PartitionRow.id.in_(newest.group_by(PartitionRow.key)))
+    return session.scalars(rows.order_by(PartitionRow.start)).all()
+
+
+def watermark(session: Session, model: str) -> datetime | None:
+    """The end of the newest registered partition: live data's notion of now."""
+    return session.scalar(select(func.max(PartitionRow.end)).where(PartitionRow.model == model))
+
+
+def sequence(session: Session, model: str) -> int:
+    """The sequence of the last registration, 0 before any."""
+    return session.scalar(select(func.max(PartitionRow.id)).where(PartitionRow.model == model)) or 0
+
+
+# signals and decisions
+
+
+def raise_signal(
+    session: Session, model: str, cause: str, key: str, as_of: datetime, evidence: Mapping[str, Any]
+) -> SignalRow:
+    """Ask for a retrain; once per (cause, key)."""
+    row = SignalRow(model=model, cause=cause, key=key, as_of=as_of, evidence=dict(evidence))
+    return put(session, row, "model", "cause", "key")
+
+
+def open_signals(session: Session, model: str) -> Sequence[SignalRow]:
+    """Signals that no decision has answered, or only ones whose run was lost."""
+    answered = (
+        select(ConsumedSignalRow.signal_id)
+        .where(ConsumedSignalRow.model == model)
+        .where(~_lost(ConsumedSignalRow.decision_id))
+    )
+    rows = select(SignalRow).where(SignalRow.model == model, SignalRow.id.not_in(answered))
+    return session.scalars(rows.order_by(SignalRow.id)).all()
+
+
+def decision_of(session: Session, model: str, run_id: str) -> DecisionRow | None:
+    """The decision made in a DAG run."""
+    return session.scalar(
+        select(DecisionRow).where(DecisionRow.model == model, DecisionRow.run_id == run_id)
+    )
+
+
+def retrains(session: Session, model: str) -> Sequence[DecisionRow]:
+    """Every decision to retrain, the newest first."""
+    rows = select(DecisionRow).where(DecisionRow.model == model, DecisionRow.action == "retrain")
+    return session.scalars(rows.order_by(DecisionRow.id.desc())).all()
+
+
+def in_flight(session: Session, model: str) -> Sequence[DecisionRow]:
+    """Decisions to retrain whose run has not ended."""
+    ended = exists().where(OutcomeRow.decision_id == DecisionRow.id)
+    rows = select(DecisionRow).where(
+        DecisionRow.model == model, DecisionRow.action == "retrain", ~ended
+    )
+    return session.scalars(rows.order_by(DecisionRow.id)).all()
+
+
+def conclude(session: Session, decision: DecisionRow, outcome: str, detail: str) -> OutcomeRow:
+    """Record how a decision's run ended; once per outcome."""
+    row = OutcomeRow(model=decision.model, decision_id=decision.id, outcome=outcome, detail=detail)
+    return put(session, row, "decision_id", "outcome")
+
+
+def outcome_of(session: Session, decision_id: int) -> OutcomeRow | None:
+    """How a decision's run ended, by its latest outcome."""
+    rows = select(OutcomeRow).where(OutcomeRow.decision_id == decision_id)
+    return session.scalar(rows.order_by(OutcomeRow.id.desc()).limit(1))
+
+
+def _lost(decision_id: Any) -> ColumnElement[bool]:
+    """Whether a decision's run ended only in outcomes that gave nothing."""
+    outcome = and_(OutcomeRow.decision_id == decision_id, OutcomeRow.outcome.in_(LOST))
+    kept = and_(OutcomeRow.decision_id == decision_id, OutcomeRow.outcome.not_in(LOST))
+    return and_(exists().where(outcome), ~exists().where(kept))
+
+
+# verdicts, promotions, scores
+
+
+def verdict_of(session: Session, model: str, run_id: str) -> VerdictRow | None:
+    """The verdict of a DAG run."""
+    return session.scalar(
+        select(VerdictRow).where(VerdictRow.model == model, VerdictRow.run_id == run_id)
+    )
+
+
+def champion(session: Session, model: str, as_of: datetime | None = None) -> PromotionRow | None:
+    """The promotion whose version is live; or was, at ``as_of``."""
+    rows = select(PromotionRow).where(PromotionRow.model == model)
+    if as_of is not None:
+        rows = rows.where(PromotionRow.as_of <= as_of)
+    return session.scalar(rows.order_by(PromotionRow.position.desc()).limit(1))
+
+
+def first_promotion(session: Session, model: str) -> PromotionRow | None:
+    """The promotion with which the model's life began."""
+    rows = select(PromotionRow).where(PromotionRow.model == model)
+    return session.scalar(rows.order_by(PromotionRow.position).limit(1))
+
+
+def promotion_of(session: Session, model: str, run_id: str) -> PromotionRow | None:
+    """The promotion a DAG run made."""
+    return session.scalar(
+        select(PromotionRow).where(PromotionRow.model == model, PromotionRow.run_id == run_id)
+    )
+
+
+def add_event(session: Session, promotion: PromotionRow, event: str, detail: Mapping[str, Any]) -> None:
+    """Record that a promotion has come this far; once per event."""
+    row = PromotionEventRow(
+        model=promotion.model, promotion_id=promotion.id, event=event, detail=dict(detail)
+    )
+    put(session, row, "promotion_id", "event")
+
+
+def events_of(session: Session, promotion_id: int) -> dict[str, dict[str, Any]]:
+    """How far a promotion has come: event → detail."""
+    rows = select(PromotionEventRow).where(PromotionEventRow.promotion_id == promotion_id)
+    return {row.event: row.detail for row in session.scalars(rows.order_by(PromotionEventRow.id))}
+
+
+def scores(session: Session, model: str) -> Sequence[ScoreRow]:
+    """Every scored partition, in the order of scoring."""
+    return session.scalars(select(ScoreRow).where(ScoreRow.model == model).order_by(ScoreRow.id)).all()
+
+
+def history(session: Session, model: str) -> list[dict[str, Any]]:
+    """Every decision with its outcome, verdict and promotion, oldest first."""
+    decisions = select(DecisionRow).where(DecisionRow.model == model).order_by(DecisionRow.id)
+    return [
+        {
+            "decision": decision,
+            "outcome": outcome_of(session, decision.id),
+            "verdict": verdict_of(session, model, decision.run_id),
+            "promotion": promotion_of(session, model, decision.run_id),
+        }
+        for decision in session.scalars(decisions)
+    ]

@@ -1,0 +1,107 @@
+"""How metrics are computed: scikit-learn's functions, one calling convention.
+
+Throughout, ``labels`` are class indices 0..k-1 (or values for regression) of shape (n,), and
+``predictions`` are: binary, the probability of class 1, shape (n,); multi-class, probabilities
+of shape (n, k); regression, values of shape (n,). ``weights`` of shape (n,) count how often a
+row stands in a resample.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evergreen.declaration import Declaration, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+PREDICTS_CLASSES = frozenset({"accuracy", "balanced_accuracy", "f1_macro"})
+
+
+def measure(
+    name: str, task: Task, labels: Array, predictions: Array, weights: Array | None = None
+) -> float:
+    """One metric; NaN where these rows don't define it (ROC AUC of a single class).
+
+    :raises KeyError: for a name that `evergreen.declaration.METRICS` doesn't hold.
+    """
+    import numpy as np
+    from sklearn import metrics
+
+    if name in PREDICTS_CLASSES:
+        answers = classes_of(task, predictions)
+        function = {
+            "accuracy": metrics.accuracy_score,
+            "balanced_accuracy": metrics.balanced_accuracy_score,
+            "f1_macro": _f1_macro,
+        }[name]
+        return float(function(labels, answers, sample_weight=weights))
+    if name == "log_loss":
+        known = np.arange(2 if task is Task.BINARY else predictions.shape[1])
+        return float(metrics.log_loss(labels, predictions, sample_weight=weights, labels=known))
+    if name in {"roc_auc", "average_precision"} and len(np.unique(labels)) < _needed(task, predictions):
+        return float("nan")
+    if name == "roc_auc" and task is Task.MULTICLASS:
+        return float(
+            metrics.roc_auc_score(labels, predictions, multi_class="ovr", sample_weight=weights)
+        )
+    function = {
+        "brier_score": metrics.brier_score_loss,
+        "roc_auc": metrics.roc_auc_score,
+        "average_precision": metrics.average_precision_score,
+        "mean_absolute_error": metrics.mean_absolute_error,
+        "mean_squared_error": metrics.mean_squared_error,
+        "root_mean_squared_error": metrics.root_mean_squared_error,
+        "r2": metrics.r2_score,
+    }[name]
+    return float(function(labels, predictions, sample_weight=weights))
+
+
+def measure_all(declaration: Declaration, labels: Array, predictions: Array) -> dict[str, float]:
+    """Every declared metric that these rows define, the primary one first."""
+    import numpy as np
+
+    values = {
+        name: measure(name, declaration.task, labels, predictions)
+        for name in declaration.evaluation.all_metrics
+    }
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def classes_of(task: Task, predictions: Array) -> Array:
+    """The class index each prediction stands for, shape (n,)."""
+    return (predictions >= 0.5).astype(int) if task is Task.BINARY else predictions.argmax(axis=1)
+
+
+def row_losses(name: str, task: Task, labels: Array, predictions: Array) -> Array | None:
+    """Each row's share of a metric that is a mean over rows, shape (n,); None for other metrics."""
+    import numpy as np
+
+    if name == "log_loss":
+        own = (
+            np.where(labels == 1, predictions, 1 - predictions)
+            if task is Task.BINARY
+            else predictions[np.arange(len(labels)), labels.astype(int)]
+        )
+        return np.asarray(-np.log(np.clip(own, np.finfo(own.dtype).eps, 1.0)))
+    if name == "accuracy":
+        return np.asarray(classes_of(task, predictions) == labels, dtype=float)
+    if name in {"brier_score", "mean_squared_error"}:
+        return np.asarray((labels - predictions) ** 2)
+    if name == "mean_absolute_error":
+        return np.asarray(np.abs(labels - predictions))
+    return None
+
+
+def _f1_macro(labels: Array, answers: Array, sample_weight: Array | None) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(
+        f1_score(labels, answers, average="macro", sample_weight=sample_weight, zero_division=0.0)
+    )
+
+
+def _needed(task: Task, predictions: Array) -> int:
+    return predictions.shape[1] if task is Task.MULTICLASS else 2

@@ -1,0 +1,115 @@
+"""Promote: put a judged candidate live, and nothing else.
+
+Four steps, each harmless to repeat: the MLflow model version (found by its run), the ledger's
+promotion (compare-and-set on the champion the candidate was judged against), the alias
+``champion``, the online features. The ledger's row is the promotion; what follows it is carried
+out by whoever comes next, so a crash between any two steps is healed by running again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.exc import IntegrityError
+
+from evergreen.declaration import Declaration
+from evergreen.errors import ConflictError
+from evergreen.ledger import records
+from evergreen.ledger.tables import PromotionRow
+from evergreen.lifecycle import features, tracking
+from evergreen.lifecycle.contracts import (
+    Decision,
+    FeatureSet,
+    Promotion,
+    Reference,
+    TrainedModel,
+    Verdict,
+)
+from evergreen.workspace import Workspace
+
+
+def promote(
+    declaration: Declaration, workspace: Workspace, decision: Decision, verdict: Verdict,
+    trained: TrainedModel, snapshot: Reference, feature_set: FeatureSet,
+) -> Promotion:  # fmt: skip
+    """Make a candidate champion.
+
+    :param trained: what ships: the judged candidate, or the same recipe refitted.
+    :raises ConflictError: when another run changed the champion since this one was judged, or
+        the verdict does not promote.
+    """
+    if not verdict.promotes:
+        raise ConflictError(
+            f"{declaration.name}: the verdict of {decision.run_id} is {verdict.verdict} "
+            f"({verdict.reason}); only a promoting verdict can go live."
+        )
+    version = tracking.register_version(
+        workspace, declaration, trained.mlflow_run, trained.model_uri,
+        {"evergreen.verdict": verdict.verdict, "evergreen.reason": verdict.reason[:5000],
+         "evergreen.cause": decision.cause or "", "evergreen.dag_run": decision.run_id},
+    )  # fmt: skip
+    row = _compare_and_set(declaration, workspace, decision, verdict, trained, snapshot, version)
+    materialized = _carry_out(declaration, workspace, row, feature_set)
+    return Promotion(
+        model=declaration.name, version=row.version, position=row.position, replaced=row.replaced,
+        as_of=row.as_of, mlflow_run=row.mlflow_run, materialized=materialized,
+    )  # fmt: skip
+
+
+def _compare_and_set(
+    declaration: Declaration, workspace: Workspace, decision: Decision, verdict: Verdict,
+    trained: TrainedModel, snapshot: Reference, version: str,
+) -> PromotionRow:  # fmt: skip
+    model = declaration.name
+    try:
+        with workspace.ledger.write() as session:
+            if (done := records.promotion_of(session, model, decision.run_id)) is not None:
+                return done
+            live = records.champion(session, model)
+            if (live.position if live else 0) != verdict.champion_position:
+                raise _conflict(model, decision.run_id, verdict, live)
+            row = PromotionRow(
+                model=model, position=verdict.champion_position + 1, run_id=decision.run_id,
+                version=version, replaced=live.version if live else None, kind=verdict.verdict,
+                reason=verdict.reason, as_of=decision.as_of, mlflow_run=trained.mlflow_run,
+                model_uri=trained.model_uri, snapshot_uri=snapshot.uri,
+                snapshot_digest=snapshot.digest, trained_through=trained.trained_through,
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            return row
+    except IntegrityError:  # the other run's row was written between our look and our write
+        with workspace.ledger.read() as session:
+            live = records.champion(session, model)
+        raise _conflict(model, decision.run_id, verdict, live) from None
+
+
+def _conflict(
+    model: str, run_id: str, verdict: Verdict, live: PromotionRow | None
+) -> ConflictError:
+    now = f"version {live.version}, promoted by {live.run_id}" if live else "none"
+    return ConflictError(
+        f"{model}: {run_id} was judged against champion {verdict.champion_version or 'none'}, but the "
+        f"champion is now {now}. Nothing was changed; start a new run to be judged against it."
+    )
+
+
+def _carry_out(
+    declaration: Declaration, workspace: Workspace, row: PromotionRow, feature_set: FeatureSet
+) -> dict[str, tuple[datetime, datetime]]:
+    """Alias and online features; only while this promotion is still the newest one."""
+    with workspace.ledger.read() as session:
+        live = records.champion(session, declaration.name)
+    if live is None or live.id != row.id:
+        return {}
+    tracking.set_champion(workspace, declaration, row.version)
+    _note(workspace, row, "aliased")
+    materialized = features.materialize(declaration, workspace, feature_set)
+    _note(workspace, row, "materialized")
+    _note(workspace, row, "completed")
+    return materialized
+
+
+def _note(workspace: Workspace, row: PromotionRow, event: str) -> None:
+    with workspace.ledger.write() as session:
+        records.add_event(session, row, event, {"version": row.version})
