@@ -19,8 +19,8 @@ def build(
 ) -> Pipeline:
     """An unfitted classifier that takes float columns and the string columns `CATEGORIES`.
 
-    A category unseen in training, or missing, becomes a missing value, which the trees have
-    learned a branch for; so a new carrier is a prediction and not an error.
+    A category unseen in training, or missing, becomes a missing value, which the trees send
+    down one branch of every split; so a new carrier gets a prediction and not an error.
     """
     encode = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"))
     columns = ColumnTransformer([("categories", encode, CATEGORIES)], remainder="passthrough")

@@ -1,0 +1,54 @@
+"""`<model>.score`: the champion answers for every partition that has no predictions yet.
+
+A partition is answered by the version that was live when it began. Predictions are in the
+store at `predictions/model=<model>/partition=<key>/`; a repeat replaces them.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG, Asset, Param, get_parsing_context
+
+from evergreen.declaration import declared_models
+from evergreen.operators.extraction import ExtractSnapshotOperator
+from evergreen.operators.preparation import BuildFeaturesOperator
+from evergreen.operators.scoring import ScoreBatchOperator
+from evergreen.operators.validation import ValidateDataOperator
+
+MODELS = Path(__file__).parents[1] / "include" / "models"
+
+for model in declared_models(MODELS, get_parsing_context().dag_id):
+    with DAG(
+        dag_id=f"{model.name}.score",
+        description=f"Score new partitions with the champion of {model.name}",
+        doc_md=__doc__,
+        schedule=[Asset(f"evergreen://{model.name}/partitions")],
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(hours=6),
+        tags=["evergreen", model.name, "score"],
+        default_args={"owner": model.owner.team},
+        params={
+            "partitions": Param(
+                [],
+                type="array",
+                items={"type": "string"},
+                title="Score these partitions again",
+                description="Keys like 2013-02. Empty: all that have no predictions.",
+                section="Manual run",
+            )
+        },
+    ):
+        snapshot = ExtractSnapshotOperator(task_id="extract", model=model, purpose="score")
+        validation = ValidateDataOperator(
+            task_id="validate_data", model=model, snapshot=snapshot.output
+        )
+        features = BuildFeaturesOperator(
+            task_id="build_features",
+            model=model,
+            snapshot=snapshot.output,
+            validation=validation.output,
+        )
+        ScoreBatchOperator(
+            task_id="score", model=model, snapshot=snapshot.output, features=features.output
+        )

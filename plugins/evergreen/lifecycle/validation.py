@@ -1,0 +1,408 @@
+"""Validate: is a snapshot's data fit to learn from, or to be scored?
+
+Three kinds of check: built-in ones of structure, the model's own Great Expectations suite, and a
+comparison of columns with what the champion learnt from. A partition's own checks depend on its
+content alone and are kept under a key of everything they depend on, so that a retrain pays for
+the new partition only. Bad data is a result, never an exception.
+
+Longer than most: the structural checks belong beside the rules that weigh them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from html import escape
+from importlib.metadata import version
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pydantic import AwareDatetime
+
+from evergreen.declaration import Declaration, Task
+from evergreen.errors import PartitionError
+from evergreen.lifecycle.contracts import Check, Contract, Partition, Snapshot, ValidationReport
+from evergreen.lifecycle.expectations import (
+    Finding,
+    Severity,
+    Suite,
+    build_suite,
+    read_suite,
+    run_suite,
+    share,
+)
+from evergreen.lifecycle.rows import (
+    MAIN,
+    label_timestamps,
+    read_file,
+    read_raw,
+    required_columns,
+    time_columns,
+)
+from evergreen.store import Store, digest_of
+from evergreen.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHECKS_VERSION = 1
+"""Raise it when a built-in check changes: results kept under the old number are not found again."""
+WHOLE = "snapshot"
+"""Stands for the partition's key where a check is about all of them."""
+
+
+class PartitionChecks(Contract):
+    """What a partition's own checks found.
+
+    ``empty`` names each source's columns without a value; ``classes`` maps each label value to
+    the time at which the first of its labels was known.
+    """
+
+    checks: tuple[Check, ...]
+    quarantined: int
+    empty: dict[str, tuple[str, ...]]
+    classes: dict[str, AwareDatetime]
+
+
+def validate(
+    declaration: Declaration,
+    workspace: Workspace,
+    snapshot: Snapshot,
+    champion_snapshot: Snapshot | None = None,
+) -> ValidationReport:
+    """Check every partition of the snapshot, window and context, and the snapshot as a whole.
+
+    :param champion_snapshot: what the champion learnt from; without one, columns are compared
+        with the window's first partition.
+    :raises DeclarationError: for a suite that can't be used.
+    """
+    store, suite = workspace.store, read_suite(declaration)
+    every = (*snapshot.context, *snapshot.partitions)
+    keys = {p.digest: _key(declaration, suite, snapshot, p) for p in every}
+    found = {
+        p.digest: _cached(store, keys[p.digest])
+        or _examine(declaration, store, suite, snapshot, p, keys[p.digest])
+        for p in every
+    }
+    schema = tuple(_schema_checks(snapshot, champion_snapshot, found))
+    checks = (
+        *chain.from_iterable(found[p.digest].checks for p in every),
+        *(_share_check(declaration, p, found[p.digest].quarantined) for p in every),
+        *schema,
+        *(_label_checks(declaration, snapshot, found) if snapshot.purpose == "train" else ()),
+    )
+    blocked = {c.partition for c in checks if c.severity == "block" and not c.passed}
+    return ValidationReport(
+        model=declaration.name,
+        snapshot=digest_of(snapshot.to_dict()),
+        blocked=tuple(key for key in (*(p.key for p in every), WHOLE) if key in blocked),
+        checks=checks,
+        quarantined={
+            digest: store.uri(_quarantine_name(keys[digest])) for digest in found if found[digest].quarantined
+        },
+        quarantined_rows=sum(result.quarantined for result in found.values()),
+        schema_changes=tuple(
+            f"{c.partition}: {c.name}: {c.observed}, was {c.bound}" for c in schema if not c.passed
+        ),
+        report=store.uri(_report_name(declaration, keys[every[-1].digest])) if suite and every else None,
+    )  # fmt: skip
+
+
+def _key(declaration: Declaration, suite: Suite | None, snapshot: Snapshot, partition: Partition) -> str:
+    """A digest of everything that a partition's own checks depend on."""
+    data = declaration.data
+    return digest_of(
+        [
+            CHECKS_VERSION,
+            declaration.name,
+            [suite.digest, version("great-expectations")] if suite else None,
+            snapshot.purpose,
+            declaration.task,
+            data.model_dump(mode="json", include={"timezone", "event_timestamp", "entities", "label"}),
+            {name: source.event_timestamp for name, source in data.sources.items()},
+            partition.key,
+            partition.revision,
+            partition.digest,
+        ]
+    )
+
+
+def _quarantine_name(key: str) -> str:
+    return f"tables/quarantine/{key}.parquet"
+
+
+def _report_name(declaration: Declaration, key: str, page: str = "index.html") -> str:
+    return f"reports/{declaration.name}/{key}/{page}"
+
+
+def _cached(store: Store, key: str) -> PartitionChecks | None:
+    try:
+        return PartitionChecks.model_validate_json(store.read_bytes(f"documents/checks/{key}.json"))
+    except FileNotFoundError:
+        return None
+
+
+def _examine(
+    declaration: Declaration, store: Store, suite: Suite | None, snapshot: Snapshot,
+    partition: Partition, key: str,
+) -> PartitionChecks:  # fmt: skip
+    """Run a partition's own checks. What the result points to is written before it."""
+    skipped = _label_columns(declaration) if snapshot.purpose == "score" else frozenset()
+    built = [pair for pair in build_suite(suite) if skipped.isdisjoint(pair[0].columns)] if suite else []
+    checks, pages, empty, classes, quarantined = [], {}, {}, {}, 0
+    for source in (MAIN, *declaration.data.sources):
+        frame = _read(declaration, store, partition, source)
+        if isinstance(frame, Finding):
+            checks.append(_check(partition, source, frame))
+            continue
+        empty[source] = tuple(frame.columns[frame.isna().all()])
+        outcome = run_suite(built, source, frame, f"{partition.key}/{partition.revision}")
+        pages.update(outcome.pages)
+        findings = [*_structure(declaration, source, frame, skipped), *outcome.findings]
+        if source == MAIN:
+            aside = _set_aside(findings)
+            quarantined = len(aside)
+            classes = _classes(declaration, frame.drop(index=aside["row_id"]))
+            if quarantined:
+                store.put_table(_quarantine_name(key), aside)
+        else:
+            findings = [_without_quarantine(finding) for finding in findings]
+        checks += [_check(partition, source, finding) for finding in findings]
+    result = PartitionChecks(checks=tuple(checks), quarantined=quarantined, empty=empty, classes=classes)
+    if suite:
+        pages["index.html"] = _index(declaration, partition, result, list(pages))
+        for page, html in pages.items():
+            store.put_bytes(_report_name(declaration, key, page), html.encode())
+    store.put_bytes(f"documents/checks/{key}.json", result.model_dump_json(indent=1).encode())
+    return result
+
+
+def _label_columns(declaration: Declaration) -> frozenset[str]:
+    label = declaration.data.label
+    return frozenset({label.column, label.timestamp} - {None})
+
+
+def _read(
+    declaration: Declaration, store: Store, partition: Partition, source: str
+) -> pd.DataFrame | Finding:
+    """A source's rows; or, where there are none to be had, that finding."""
+    file = partition.files.get(source)
+    if file is None:
+        return Finding("file", "block", False, "none", "one for each declared source")
+    try:
+        if set(time_columns(declaration, source)) <= set(file.columns):
+            return read_raw(store, declaration, file, source)
+        return read_file(store.path(file.stored), file.uri)
+    except PartitionError as error:
+        return Finding("file", "block", False, str(error), "readable, with times that are times")
+
+
+def _structure(
+    declaration: Declaration, source: str, frame: pd.DataFrame, skipped: frozenset[str]
+) -> Iterator[Finding]:
+    """The checks that need no declaration of their own. ``skipped`` columns aren't looked at."""
+    required = [c for c in required_columns(declaration, source) if c not in skipped]
+    missing = [column for column in required if column not in frame]
+    yield _listing("required columns", "block", missing, "missing", ", ".join(required))
+    empty = [c for c in frame.columns[frame.isna().all()] if c not in skipped]
+    for name, severity, columns in (
+        ("required columns hold values", "block", [c for c in empty if c in required]),
+        ("other columns hold values", "warn", [c for c in empty if c not in required]),
+    ):
+        yield _listing(name, severity, columns, "all null", "not all null")
+    label = declaration.data.label.column if source == MAIN else None
+    if source == MAIN:
+        yield from _key_checks(declaration, frame)
+    if label in frame and label not in skipped:
+        yield from _label_values(declaration, frame[label])
+    yield _infinities(frame.drop(columns=[label], errors="ignore"))
+
+
+def _listing(name: str, severity: Severity, wrong: list[str], how: str, bound: str) -> Finding:
+    observed = f"{how}: {', '.join(map(str, wrong))}" if wrong else f"none {how}"
+    return Finding(name, severity, not wrong, observed, bound)
+
+
+def _rows(name: str, wrong: pd.Series, detail: str = "") -> Finding:
+    """A finding that sets the rows aside for which ``wrong`` holds."""
+    rows = tuple(int(row) for row in wrong.index[wrong])
+    observed = share(len(rows), len(wrong)) + (f": {detail}" if rows and detail else "")
+    return Finding(name, "quarantine", not rows, observed, "0 rows", rows)
+
+
+def _key_checks(declaration: Declaration, frame: pd.DataFrame) -> Iterator[Finding]:
+    """Nobody is asked about, or asked about twice at the same moment, and the first one counts."""
+    data = declaration.data
+    keys = [column for column in (*data.entities, data.event_timestamp) if column in frame]
+    nulls = frame[keys].isna()
+    yield _rows("keys not null", nulls.any(axis=1), ", ".join(nulls.columns[nulls.any()]))
+    if len(keys) <= len(data.entities):
+        return
+    whole = frame[~nulls.any(axis=1)]
+    again = whole.duplicated(keys).reindex(frame.index, fill_value=False)
+    twins = whole[whole.duplicated(keys, keep=False)]
+    identical = twins.map(repr).duplicated().reindex(frame.index, fill_value=False)
+    yield _rows("no repeated rows", again & identical, f"identical, {', '.join(keys)} included")
+    yield _rows("keys unique", again & ~identical, f"same {', '.join(keys)}, other values")
+
+
+def _label_values(declaration: Declaration, label: pd.Series) -> Iterator[Finding]:
+    import numpy as np
+    from pandas.api.types import is_numeric_dtype
+
+    if is_numeric_dtype(label):
+        wrong = int(np.isinf(label.to_numpy(dtype=float, na_value=np.nan)).sum())
+        yield Finding("labels finite", "block", not wrong, f"{label.name}: {share(wrong, len(label))}", "0 rows")
+    elif declaration.task is Task.REGRESSION:
+        yield Finding("labels are numbers", "block", False, f"{label.name} holds {label.dtype}", "numbers")
+
+
+def _infinities(frame: pd.DataFrame) -> Finding:
+    import numpy as np
+    import pandas as pd
+
+    floats = frame.select_dtypes("floating")
+    infinite = pd.DataFrame(
+        np.isinf(floats.to_numpy(dtype=float, na_value=np.nan)), frame.index, floats.columns
+    )
+    return _rows("no infinite values", infinite.any(axis=1), ", ".join(infinite.columns[infinite.any()]))
+
+
+def _set_aside(findings: list[Finding]) -> pd.DataFrame:
+    """The rows to quarantine, each once, with every reason."""
+    import pandas as pd
+
+    reasons: dict[int, list[str]] = {}
+    for finding in findings:
+        for row in finding.rows:
+            reasons.setdefault(row, []).append(finding.name)
+    rows = sorted(reasons)
+    return pd.DataFrame(
+        {"row_id": pd.Series(rows, dtype="int64"), "reason": ["; ".join(reasons[r]) for r in rows]}
+    )
+
+
+def _without_quarantine(finding: Finding) -> Finding:
+    """A further source's rows belong to no row of the model's own: there is nothing to set aside."""
+    if finding.severity != "quarantine":
+        return finding
+    note = "" if finding.passed else "; this source's rows can't be set aside, so this blocks"
+    return replace(finding, severity="block", observed=finding.observed + note, rows=())
+
+
+def _classes(declaration: Declaration, frame: pd.DataFrame) -> dict[str, AwareDatetime]:
+    """Each label value and when it was first known; a thousand are enough to see what is wrong."""
+    label = declaration.data.label.column
+    if not declaration.task.classifies or not set(required_columns(declaration, MAIN)) <= set(frame):
+        return {}
+    first = label_timestamps(declaration, frame).groupby(frame[label]).min().dropna()
+    first = first.sort_values(kind="stable").head(1000)
+    return {
+        f"{value:g}" if isinstance(value, float) else str(value): moment.to_pydatetime()
+        for value, moment in first.items()
+    }
+
+
+def _check(partition: Partition, source: str, finding: Finding) -> Check:
+    return Check(
+        name=f"{source}: {finding.name}", partition=partition.key, severity=finding.severity,
+        passed=finding.passed, observed=finding.observed, bound=finding.bound,
+    )  # fmt: skip
+
+
+def _share_check(declaration: Declaration, partition: Partition, quarantined: int) -> Check:
+    limit = declaration.validation.quarantine_at_most
+    return Check(
+        name="quarantined share", partition=partition.key, severity="block",
+        passed=quarantined <= limit * partition.rows, observed=share(quarantined, partition.rows),
+        bound=f"at most {100 * limit:g} %",
+    )  # fmt: skip
+
+
+def _label_checks(
+    declaration: Declaration, snapshot: Snapshot, found: Mapping[str, PartitionChecks]
+) -> Iterator[Check]:
+    """There is something to learn: labels known as of the snapshot, and two classes of them."""
+    yield Check(
+        name="matured rows", partition=WHOLE, severity="block", passed=snapshot.matured > 0,
+        observed=f"{snapshot.matured:,} ({snapshot.immature:,} not yet, {snapshot.never:,} never labelled)",
+        bound="at least 1",
+    )  # fmt: skip
+    if not declaration.task.classifies:
+        return
+    seen = sorted(
+        {
+            value
+            for partition in snapshot.partitions
+            for value, moment in found[partition.digest].classes.items()
+            if moment <= snapshot.as_of
+        }
+    )
+    binary = declaration.task is Task.BINARY
+    some = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+    yield Check(
+        name=f"classes of {declaration.data.label.column}", partition=WHOLE, severity="block",
+        passed=len(seen) == 2 if binary else len(seen) > 1, observed=f"{len(seen)}: {some or 'none'}",
+        bound="exactly 2" if binary else "at least 2",
+    )  # fmt: skip
+
+
+def _schema_checks(
+    snapshot: Snapshot, champion: Snapshot | None, found: Mapping[str, PartitionChecks]
+) -> Iterator[Check]:
+    """Each window partition's columns beside the champion's, or the window's first partition's."""
+    expected = champion.columns if champion else None
+    for partition in snapshot.partitions:
+        columns = {name: file.columns for name, file in partition.files.items()}
+        expected = expected or columns
+        for source in sorted(expected.keys() | columns.keys()):
+            empty = found[partition.digest].empty.get(source, ())
+            now = {c: "null" if c in empty else kind for c, kind in columns.get(source, {}).items()}
+            guessed = source in columns and partition.files[source].uri.endswith(".csv")
+            changes = list(_changes(expected.get(source, {}), now, guessed))
+            for severity, name, is_now, was in changes or [("block", "columns", "as before", "the same")]:
+                yield Check(
+                    name=f"{source}: {name}", partition=partition.key, severity=severity,
+                    passed=not changes, observed=is_now, bound=was,
+                )  # fmt: skip
+
+
+def _changes(
+    expected: Mapping[str, str], now: Mapping[str, str], guessed: bool
+) -> Iterator[tuple[Severity, str, str, str]]:
+    """Severity, column, type now, type before. A column that isn't there has type "missing"."""
+    for column in sorted(expected.keys() | now.keys()):
+        was, is_now = expected.get(column, "missing"), now.get(column, "missing")
+        if was != is_now:
+            harmless = is_now != "missing" and (was == "missing" or _compatible(was, is_now, guessed))
+            yield "warn" if harmless else "block", f"column {column}", is_now, was
+
+
+def _compatible(was: str, is_now: str, guessed: bool) -> bool:
+    """Whether values of one type read as the other: the same kind in another width, whole numbers
+    among fractions, no values at all. A CSV's types are guessed from its values, so that there a
+    month without a gap turns fractions into whole numbers."""
+    kinds = {"double": "float", "halffloat": "float", "uint": "int", "large_string": "string"}
+    before, after = (
+        kinds.get(stem, stem) for stem in (re.split(r"[\d\[(<]", kind)[0] for kind in (was, is_now))
+    )
+    allowed = {("int", "float"), *([("float", "int")] if guessed else [])}
+    return before == after or "null" in (before, after) or (before, after) in allowed
+
+
+def _index(declaration: Declaration, partition: Partition, result: PartitionChecks, pages: list[str]) -> str:
+    """One page for a person: every check of the partition, and the way to GX's own pages."""
+    title = escape(f"{declaration.name}: data of {partition}")
+    links = "".join(f'<li><a href="{escape(page)}">{escape(page)}</a></li>' for page in sorted(pages))
+    cells = (
+        (c.name, "pass" if c.passed else f"FAIL ({c.severity})", c.observed, c.bound) for c in result.checks
+    )
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        "<style>body{font:15px system-ui;margin:2em}td,th{text-align:left;padding:.2em 1em .2em 0}</style>"
+        f"<h1>{title}</h1><p>{share(result.quarantined, partition.rows)} quarantined.</p>"
+        f"<table><tr><th>check<th>result<th>found<th>allowed</tr>{rows}</table>"
+        f"<h2>Great Expectations</h2><ul>{links}</ul></html>"
+    )

@@ -1,0 +1,28 @@
+"""The stages as Airflow operators: thin, one file a stage, named as in `evergreen.lifecycle`."""
+
+from evergreen.operators.arbitration import ArbitrateOperator, ConcludeRunOperator
+from evergreen.operators.evaluation import EvaluateModelOperator
+from evergreen.operators.extraction import ExtractSnapshotOperator
+from evergreen.operators.gating import GateOperator
+from evergreen.operators.infrastructure import CheckInfrastructureOperator
+from evergreen.operators.ingestion import IngestPartitionsOperator
+from evergreen.operators.preparation import BuildFeaturesOperator
+from evergreen.operators.promotion import PromoteModelOperator
+from evergreen.operators.scoring import ScoreBatchOperator
+from evergreen.operators.training import TrainModelOperator
+from evergreen.operators.validation import ValidateDataOperator
+
+__all__ = [
+    "ArbitrateOperator",
+    "BuildFeaturesOperator",
+    "CheckInfrastructureOperator",
+    "ConcludeRunOperator",
+    "EvaluateModelOperator",
+    "ExtractSnapshotOperator",
+    "GateOperator",
+    "IngestPartitionsOperator",
+    "PromoteModelOperator",
+    "ScoreBatchOperator",
+    "TrainModelOperator",
+    "ValidateDataOperator",
+]

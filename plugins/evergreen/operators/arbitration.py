@@ -1,0 +1,84 @@
+"""Arbitrate: decide whether this run retrains; conclude: record how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from evergreen.operators.base import REFUSED, StageOperator, moment
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from evergreen.lifecycle.contracts import Decision, Result
+    from evergreen.workspace import Workspace
+
+
+class ArbitrateOperator(StageOperator):
+    """Read all open signals and decide; everything downstream is skipped unless it says retrain."""
+
+    stage = "arbitrate"
+
+    def run_stage(self, workspace: Workspace, context: Context) -> Decision:
+        from evergreen.lifecycle.arbitration import arbitrate
+
+        params, run = context["params"], context["dag_run"]
+        manual = None
+        if str(run.run_type) == "manual":
+            user = getattr(run, "triggering_user_name", None)
+            manual = {"user": user or "unknown", "reason": params.get("reason") or "no reason given"}
+        return arbitrate(
+            self.model, workspace, run_id=run.run_id, as_of=moment(params.get("as_of")),
+            manual=manual, tune=bool(params.get("tune")), override=params.get("override") or None,
+            run_state=lambda run_id: _state(context, run_id),
+        )  # fmt: skip
+
+    def finish(
+        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+    ) -> None:
+        from evergreen.lifecycle.contracts import Decision
+
+        if Decision.load(workspace.store, reference).action != "retrain":
+            self.skip_rest(context, reference)
+
+
+class ConcludeRunOperator(StageOperator):
+    """Record how a retrain's run ended, whatever happened before. Meant as the DAG's teardown."""
+
+    stage = "arbitrate"
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        from evergreen.hooks.workspace import WorkspaceHook
+        from evergreen.lifecycle.arbitration import conclude
+
+        ti, dag = context["ti"], context["dag"]
+        refusals = ti.xcom_pull(task_ids=list(dag.task_ids), key=REFUSED) or []
+        refused = next((str(reason) for reason in refusals if reason), None)
+        outcome = conclude(
+            self.model, WorkspaceHook().get_conn(), context["dag_run"].run_id,
+            refused=refused, declined=_declined(context),
+        )  # fmt: skip
+        self.log.info("outcome: %s", outcome or "no retrain")
+        return {"outcome": outcome}
+
+
+def _declined(context: Context) -> str | None:
+    """What a person answered when asked for approval and said no."""
+    if "approve" not in context["dag"].task_ids:
+        return None
+    answer = context["ti"].xcom_pull(task_ids="approve") or {}
+    if "Reject" not in answer.get("chosen_options", []):
+        return None
+    by = (answer.get("responded_by_user") or {}).get("name", "nobody in time")
+    return f"declined by {by}"
+
+
+def _state(context: Context, run_id: str) -> str | None:
+    """How another run of this DAG stands; None when Airflow has no such run any more."""
+    try:
+        return str(context["ti"].get_dagrun_state(context["dag"].dag_id, run_id))
+    except AirflowRuntimeError as error:
+        if "not_found" in str(error).lower() or "not found" in str(error).lower():
+            return None
+        raise

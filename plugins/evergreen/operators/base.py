@@ -1,0 +1,107 @@
+"""What all stage operators share: a workspace, one closing log block, and which errors retry.
+
+An operator loads what its upstream tasks wrote, calls one lifecycle function, saves the result
+and returns its reference: kind, URI and digest, never data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from airflow.sdk import BaseOperator, SkipMixin
+from airflow.sdk.exceptions import AirflowFailException
+
+from evergreen.declaration import Declaration
+from evergreen.errors import DeclarationError, RefusalError
+from evergreen.hooks.workspace import WorkspaceHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from evergreen.lifecycle.contracts import Result
+    from evergreen.workspace import Workspace
+
+    R = TypeVar("R", bound=Result)
+
+REFUSED = "refused"  # XCom key of a refusal's reason, read by ConcludeRunOperator
+
+
+class StageOperator(BaseOperator, SkipMixin):
+    """One lifecycle stage of one model.
+
+    :param model: the model's declaration.
+    """
+
+    stage: ClassVar[str]
+    template_fields: Sequence[str] = ()
+    ui_color = "#e3f1e5"
+
+    def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
+        placement = model.compute.get(self.stage)  # type: ignore[call-overload]  # a stage's name
+        if placement is not None:
+            kwargs = {**placement.model_dump(exclude_none=True), **kwargs}
+        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retry_delay", timedelta(seconds=10))
+        kwargs.setdefault("retry_exponential_backoff", True)
+        kwargs.setdefault("max_retry_delay", timedelta(minutes=5))
+        super().__init__(**kwargs)
+        self.model = model
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        """Run the stage. A refusal ends the task at once; anything else may be retried."""
+        workspace = WorkspaceHook().get_conn()
+        try:
+            result = self.run_stage(workspace, context)
+        except (RefusalError, DeclarationError) as error:
+            self.log.error("\n%s", block(self.stage, self.model.name, ["REFUSED", str(error)]))
+            context["ti"].xcom_push(key=REFUSED, value=str(error))
+            raise AirflowFailException(str(error)) from error
+        reference = result.save(workspace.store).to_dict()
+        self.log.info("\n%s", block(self.stage, self.model.name, [*result.describe(), *self.inputs()]))
+        self.finish(workspace, context, result, reference)
+        return reference
+
+    def run_stage(self, workspace: Workspace, context: Context) -> Result:
+        """Call the lifecycle function."""
+        raise NotImplementedError
+
+    def finish(
+        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+    ) -> None:
+        """What a result means for the rest of the run, after it was saved and logged."""
+
+    def inputs(self) -> list[str]:
+        """The results this task was given, with their digests, for the log."""
+        given = {name: getattr(self, name, None) for name in self.template_fields}
+        return [
+            f"input {name}: {value['digest'][:12]} {value['uri']}"
+            for name, value in given.items()
+            if isinstance(value, dict) and "digest" in value
+        ]
+
+    def skip_rest(self, context: Context, reference: dict[str, Any]) -> None:
+        """End well, with everything downstream visibly skipped (teardown excepted)."""
+        context["ti"].xcom_push(key="return_value", value=reference)
+        tasks = [t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown]
+        self.skip(ti=context["ti"], tasks=tasks)
+
+
+def block(stage: str, model: str, lines: Sequence[str]) -> str:
+    """The closing block of a task's log."""
+    title = f"── {model}: {stage} "
+    return "\n".join([title + "─" * max(0, 78 - len(title)), *lines, "─" * 78])
+
+
+def moment(value: Any) -> datetime | None:
+    """A form's date-time, or None.
+
+    :raises ValueError: for text that is no ISO time with a zone.
+    """
+    if not value:
+        return None
+    found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if found.tzinfo is None:
+        raise ValueError(f"as_of needs a zone, found {value!r}; write it like 2013-02-01T00:00:00+00:00")
+    return found

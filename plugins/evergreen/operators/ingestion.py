@@ -1,0 +1,44 @@
+"""Ingest: register the partitions that have arrived."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from evergreen.operators.base import StageOperator, moment
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from evergreen.lifecycle.contracts import IngestReport, Result
+    from evergreen.workspace import Workspace
+
+
+class IngestPartitionsOperator(StageOperator):
+    """Register what has landed since the last look, in order, exactly once.
+
+    Emits its outlets' asset events only when something was registered; otherwise the task is
+    skipped. Refused partitions fail the task after the good ones are registered.
+    """
+
+    stage = "ingest"
+
+    def run_stage(self, workspace: Workspace, context: Context) -> IngestReport:
+        from evergreen.lifecycle.ingestion import ingest
+
+        as_of = moment(context["params"].get("as_of")) or context["dag_run"].run_after
+        return ingest(self.model, workspace, as_of)
+
+    def finish(
+        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+    ) -> None:
+        from evergreen.lifecycle.contracts import IngestReport
+
+        report = IngestReport.load(workspace.store, reference)
+        if report.refused:
+            if report.registered:
+                self.log.warning("registered what could be; the run fails for what could not")
+            raise AirflowFailException("; ".join(refused.reason for refused in report.refused))
+        if not report.registered:
+            raise AirflowSkipException("nothing new has landed")
