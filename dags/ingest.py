@@ -33,5 +33,5 @@ for model in declared_models(MODELS, get_parsing_context().dag_id):
         },
     ):
         IngestPartitionsOperator(
-            task_id="ingest", model=model, outlets=[Asset(f"evergreen://{model.name}/partitions")]
+            task_id="ingest", model=model, outlets=[Asset(f"x-evergreen://{model.name}/partitions")]
         )

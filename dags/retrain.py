@@ -64,13 +64,14 @@ FORM = {
 }
 
 for model in declared_models(MODELS, get_parsing_context().dag_id):
-    schedule = Asset(f"evergreen://{model.name}/partitions")
+    schedule = Asset(f"x-evergreen://{model.name}/partitions")
     with DAG(
         dag_id=f"{model.name}.retrain",
         description=model.description or f"Retrain {model.name} when it is worth it",
         doc_md=__doc__,
         schedule=AssetOrTimeSchedule(
-            timetable=CronTriggerTimetable(model.triggers.schedule, timezone="UTC"), assets=[schedule]
+            timetable=CronTriggerTimetable(model.triggers.schedule, timezone="UTC"),
+            assets=[schedule],
         )
         if model.triggers.schedule
         else [schedule],

@@ -22,7 +22,7 @@ for model in declared_models(MODELS, get_parsing_context().dag_id):
         dag_id=f"{model.name}.score",
         description=f"Score new partitions with the champion of {model.name}",
         doc_md=__doc__,
-        schedule=[Asset(f"evergreen://{model.name}/partitions")],
+        schedule=[Asset(f"x-evergreen://{model.name}/partitions")],
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=6),

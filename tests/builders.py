@@ -1,13 +1,12 @@
 """Small real things for tests: a workspace, a declaration, partitions and snapshots of frames."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Literal
 
 from evergreen.declaration import Declaration, Period
 from evergreen.ledger import Ledger
@@ -15,6 +14,9 @@ from evergreen.lifecycle.contracts import Partition, PartitionFile, Snapshot
 from evergreen.lifecycle.rows import MAIN
 from evergreen.store import Store, digest_of
 from evergreen.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def workspace_in(folder: Path) -> Workspace:
@@ -63,7 +65,10 @@ def store_frame(
 ) -> Partition:
     """Keep a frame, and those of further sources, as a registered partition is kept."""
     frames = {MAIN: frame, **(sources or {})}
-    files = {name: _store_file(workspace, f"{name}/{key}.{ending}", each) for name, each in frames.items()}
+    files = {
+        name: _store_file(workspace, f"{name}/{key}.{ending}", each)
+        for name, each in frames.items()
+    }
     return Partition(
         key=key, revision=revision, sequence=sequence, start=period.start(key), end=period.end(key),
         digest=digest_of({name: file.sha256 for name, file in files.items()}), rows=len(frame), files=files,
@@ -89,6 +94,9 @@ def snapshot_of(
 
 
 def _store_file(workspace: Workspace, uri: str, frame: pd.DataFrame) -> PartitionFile:
+    import pandas as pd
+    import pyarrow as pa
+
     content = BytesIO()
     if uri.endswith(".csv"):
         frame.to_csv(content, index=False)

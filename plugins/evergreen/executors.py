@@ -27,7 +27,7 @@ PRELOAD = (
     "pyarrow.dataset",
     "pyarrow.parquet",
     "sqlalchemy",
-    "alembic",
+    "alembic.command",
     "duckdb",
     "sklearn.compose",
     "sklearn.ensemble",
@@ -39,14 +39,19 @@ PRELOAD = (
     "skops.io",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
+    "git",
     "mlflow",
+    "mlflow.pyfunc",
     "mlflow.sklearn",
+    "mlflow.store.model_registry.sqlalchemy_workspace_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
     "great_expectations",
     "feast",
     "feast.infra.offline_stores.duckdb",
     "feast.infra.online_stores.sqlite",
     "evidently",
     "evidently.presets",
+    "plotly.offline",
 )
 
 #: No vendor phones home, and no plot looks for a display.

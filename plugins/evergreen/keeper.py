@@ -52,7 +52,6 @@ def kill_session(session: int, timeout: float = 5.0) -> None:
 def keep() -> int:
     """Run Airflow until the parent closes our stdin (0), or one of the components ends (1)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         migrate = _airflow("db", "migrate")
         if _parent_left(migrate):
@@ -72,7 +71,7 @@ def keep() -> int:
 
 def _airflow(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "airflow", *arguments]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 (our own words)
 
 
 def _parent_left(*processes: subprocess.Popen[bytes]) -> bool:

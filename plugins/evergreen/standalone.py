@@ -16,7 +16,7 @@ import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -137,10 +137,10 @@ class Standalone:
         return keeper.members(self._keeper.pid) if self._keeper else set()
 
     def __enter__(self) -> Self:
-        since = datetime.now(UTC)
+        since = time.time()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW__")}
         with self.log_file.open("wb") as log:
-            self._keeper = subprocess.Popen(
+            self._keeper = subprocess.Popen(  # noqa: S603 (our own interpreter and file)
                 [sys.executable, "-P", keeper.__file__],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -178,7 +178,7 @@ class Standalone:
         finally:
             keeper.kill_session(process.pid)
 
-    def _wait(self, process: subprocess.Popen[bytes], since: datetime) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], since: float) -> None:
         """Return when the scheduler and the DAG processor have sent a heartbeat after `since`."""
         deadline = time.monotonic() + self.timeout
         while not _is_healthy(self.url, since):
@@ -194,7 +194,7 @@ class Standalone:
         return "\n".join([*text.splitlines()[-lines:], f"(the whole log: {self.log_file})"])
 
 
-def _is_healthy(url: str, since: datetime) -> bool:
+def _is_healthy(url: str, since: float) -> bool:
     """Ask Airflow; a heartbeat from before `since` is that of an earlier start."""
     try:
         answer = httpx.get(f"{url}/api/v2/monitor/health", timeout=5.0, trust_env=False)
@@ -202,7 +202,7 @@ def _is_healthy(url: str, since: datetime) -> bool:
     except httpx.HTTPError:
         return False
     beats = (health[it].get(f"latest_{it}_heartbeat") for it in ("scheduler", "dag_processor"))
-    return all(beat and datetime.fromisoformat(beat) >= since for beat in beats)
+    return all(beat and datetime.fromisoformat(beat).timestamp() >= since for beat in beats)
 
 
 def free_port() -> int:

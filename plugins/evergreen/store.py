@@ -187,7 +187,7 @@ def _sweep(final: Path) -> None:
 def _unreachable(root: str) -> tuple[type[Exception], ...]:
     """What "not reachable" looks like: sockets, permissions and, for S3, botocore's own."""
     if not root.startswith("s3"):
-        return (ConnectionError, TimeoutError, PermissionError, NotADirectoryError)
+        return (ConnectionError, TimeoutError, PermissionError, NotADirectoryError, FileExistsError)
     from botocore.exceptions import BotoCoreError, ClientError
 
     return (ConnectionError, TimeoutError, PermissionError, BotoCoreError, ClientError)

@@ -28,7 +28,7 @@ from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
-from airflow.sdk import DAG, BaseOperator, chain, task
+from airflow.sdk import DAG, BaseOperator, chain
 
 
 class Use(BaseOperator):
@@ -88,6 +88,11 @@ class Use(BaseOperator):
         assert len(frame) == 3 and found["JFK"] == 2.0 and found.isna()["LGA"], frame
 
 
+class Sleep(BaseOperator):
+    def execute(self, context):
+        time.sleep(120)
+
+
 with DAG("vendors", schedule=None):
     chain(
         Use(task_id="mlflow", module="mlflow.sklearn"),
@@ -99,13 +104,13 @@ with DAG("vendors", schedule=None):
     )
 
 with DAG("sleeper", schedule=None):
-    task(time.sleep)(120)
+    Sleep(task_id="sleep")
 """
 
 
 @pytest.fixture(scope="module")
 def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DAGs folder of two DAGs: one uses every vendor, one sleeps."""
+    """Write two DAGs: one uses every vendor, one sleeps."""
     folder = tmp_path_factory.mktemp("dags")
     (folder / "vendors.py").write_text(DAG)
     return folder
@@ -113,13 +118,21 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def airflow(dags: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
-    """A running Airflow; fails when something of it is left afterwards."""
+    """Run Airflow, and fail when something of it is left afterwards."""
     home = tmp_path_factory.mktemp("home")
     with Standalone(home, dags=dags, plugins=PLUGINS) as running:
         yield running
         pids = running.pids()
     assert len(pids) > 4
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not [pid for pid in pids if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie that its new parent has yet to reap does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_tasks_use_every_vendor_without_paying_for_its_import(airflow: Standalone) -> None:

@@ -43,7 +43,9 @@ def read_declaration(path: Path) -> Declaration:
         text = file.read_text(encoding="utf-8")
         content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a safe loader's subclass
     except FileNotFoundError:
-        raise DeclarationError(f"{file}: no such file. A model is a folder with a {FILE_NAME}.") from None
+        raise DeclarationError(
+            f"{file}: no such file. A model is a folder with a {FILE_NAME}."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{file}: can't be read: {error}") from error
     except yaml.MarkedYAMLError as error:

@@ -205,6 +205,7 @@ class Gate(Frozen):
     margin: Finite = Field(default=0.0, ge=0.0)
     confidence: float = Field(default=0.95, ge=0.8, lt=1.0)
     promote_when: Literal["superior", "non_inferior"] = "superior"
+    resample: Literal["row", "hour", "day"] = "row"
     resamples: int = Field(default=2000, ge=200, le=100_000)
     latency_p95_ms: Finite = Field(default=100.0, gt=0.0)
     memory_mb: Finite = Field(default=2048.0, gt=0.0)

@@ -170,7 +170,9 @@ def promotion_of(session: Session, model: str, run_id: str) -> PromotionRow | No
     )
 
 
-def add_event(session: Session, promotion: PromotionRow, event: str, detail: Mapping[str, Any]) -> None:
+def add_event(
+    session: Session, promotion: PromotionRow, event: str, detail: Mapping[str, Any]
+) -> None:
     """Record that a promotion has come this far; once per event."""
     row = PromotionEventRow(
         model=promotion.model, promotion_id=promotion.id, event=event, detail=dict(detail)
@@ -186,7 +188,9 @@ def events_of(session: Session, promotion_id: int) -> dict[str, dict[str, Any]]:
 
 def scores(session: Session, model: str) -> Sequence[ScoreRow]:
     """Every scored partition, in the order of scoring."""
-    return session.scalars(select(ScoreRow).where(ScoreRow.model == model).order_by(ScoreRow.id)).all()
+    return session.scalars(
+        select(ScoreRow).where(ScoreRow.model == model).order_by(ScoreRow.id)
+    ).all()
 
 
 def history(session: Session, model: str) -> list[dict[str, Any]]:

@@ -22,7 +22,13 @@ from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow
 from evergreen.lifecycle.contracts import Action, Decision
 from evergreen.workspace import Workspace
 
-CAUSES = ("manual", "performance", "drift", "new_data", "schedule")  # the first one present names a run
+CAUSES = (
+    "manual",
+    "performance",
+    "drift",
+    "new_data",
+    "schedule",
+)  # the first one present names a run
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -64,7 +70,9 @@ def decide(declaration: Declaration, situation: Situation) -> Answer:
         return Answer("suppress", ("nothing asks for a retrain",))
     if "manual" in situation.causes:
         return Answer("retrain", ("a person asked: cooldown and budget don't apply",), "manual")
-    reasons = [_heard(declaration, situation, cause) for cause in CAUSES if cause in situation.causes]
+    reasons = [
+        _heard(declaration, situation, cause) for cause in CAUSES if cause in situation.causes
+    ]
     enough = [cause for cause, sufficient, _ in reasons if sufficient]
     said = tuple(text for _, _, text in reasons)
     if not enough:
@@ -94,6 +102,17 @@ def arbitrate(
             _close_ended(session, declaration.name, run_state)
             row = _decide_now(session, declaration, run_id, as_of, manual, tune, override)
     return Decision.from_row(row)
+
+
+def preview(
+    declaration: Declaration, workspace: Workspace, *, run_id: str, as_of: datetime
+) -> Decision:
+    """What the arbiter would decide now, recorded nowhere."""
+    with workspace.ledger.write() as session:
+        row = _decide_now(session, declaration, run_id, as_of, None, False, None)
+        decision = Decision.from_row(row)
+        session.rollback()
+    return decision
 
 
 def conclude(
@@ -179,7 +198,9 @@ def _close_ended(session: Session, model: str, run_state: Callable[[str], str | 
     for decision in records.in_flight(session, model):
         if (state := run_state(decision.run_id)) not in {"running", "queued"}:
             outcome, detail = _ending(session, model, decision.run_id, None, None)
-            records.conclude(session, decision, outcome, f"{detail} (Airflow says: {state or 'gone'})")
+            records.conclude(
+                session, decision, outcome, f"{detail} (Airflow says: {state or 'gone'})"
+            )
 
 
 def _was_lost(session: Session, decision: DecisionRow) -> bool:
@@ -263,4 +284,8 @@ def _recent(declaration: Declaration, situation: Situation) -> list[datetime]:
     budget = declaration.triggers.budget
     if budget is None:
         return []
-    return [moment for moment in situation.spent if situation.as_of - budget.per < moment <= situation.as_of]
+    return [
+        moment
+        for moment in situation.spent
+        if situation.as_of - budget.per < moment <= situation.as_of
+    ]

@@ -1,8 +1,11 @@
 """The paired bootstrap: how much better is the candidate, and how sure can we be?
 
 Both models answered the same rows, so rows are resampled, never the two models' scores apart:
-what is hard for both cancels out. The interval is the percentile interval (B. Efron and
-R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+what is hard for both cancels out. Rows that go wrong together (all flights of a stormy day) are
+resampled together, in clusters; taking them for independent would make the interval far too
+narrow. The interval is the percentile interval (B. Efron and R. J. Tibshirani, "An Introduction
+to the Bootstrap", 1993, chapter 13); resampling clusters: A. C. Davison and D. V. Hinkley,
+"Bootstrap Methods and their Application", 1997, section 3.8.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ class Difference:
 
 def paired_difference(
     metric: Metric, task: Task, labels: Array, candidate: Array, other: Array,
-    *, resamples: int, confidence: float, seed: int,
+    *, resamples: int, confidence: float, seed: int, clusters: Array | None = None,
 ) -> Difference:  # fmt: skip
     """Estimate the improvement in ``metric`` and its interval.
 
     :param labels: shape (n,); ``candidate`` and ``other`` as in `evergreen.lifecycle.metrics`.
     :param resamples: how many bootstrap resamples.
     :param confidence: the interval's two-sided coverage, like 0.95.
+    :param clusters: each row's cluster, 0..c-1, shape (n,); every row is its own when None.
     :param seed: of the resampling; the same rows and seed give the same interval.
     """
     import numpy as np
@@ -59,48 +63,61 @@ def paired_difference(
     ours, theirs = (row_losses(mean, task, labels, p) for p in (candidate, other))
     if ours is not None and theirs is not None:
         finish = np.sqrt if mean != metric.name else np.asarray
-        sampled = _resampled_means(np.column_stack([theirs, ours]), resamples, rng)
+        sampled = _resampled_means(np.column_stack([theirs, ours]), clusters, resamples, rng)
         draws = finish(sampled[:, 1]) - finish(sampled[:, 0])
         draws = draws if metric.greater_is_better else -draws
     else:
-        fast = _auc_of(labels, candidate, other) if (metric.name, task) == ("roc_auc", Task.BINARY) else None
-        draws = _resampled(fast or _any_of(metric, task, labels, candidate, other), len(labels), resamples, rng)
+        improvement = (
+            _auc_of(labels, candidate, other)
+            if (metric.name, task) == ("roc_auc", Task.BINARY)
+            else _any_of(metric, task, labels, candidate, other)
+        )
+        draws = _resampled(improvement, len(labels), clusters, resamples, rng)
         draws = draws[np.isfinite(draws)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail]) if len(draws) else (np.nan, np.nan)
     return Difference(float(estimate), float(low), float(high))
 
 
-def _resampled_means(values: Array, resamples: int, rng: np.random.Generator) -> Array:
-    """Means of ``values`` (n, 2) over resampled rows, shape (resamples, 2).
+def _resampled_means(
+    values: Array, clusters: Array | None, resamples: int, rng: np.random.Generator
+) -> Array:
+    """Means of ``values`` (n, 2) over resampled rows or clusters, shape (resamples, 2).
 
-    Above `GROUPS` rows, rows are put into that many groups at random and groups are resampled:
-    the mean's variance is the same in expectation, and the cost is bounded.
+    More than `GROUPS` independent rows are put into that many groups at random and groups are
+    resampled: the mean's variance is the same in expectation, and the cost is bounded.
     """
     import numpy as np
 
+    if clusters is None and len(values) > GROUPS:
+        clusters = rng.permutation(len(values)) % GROUPS
     sizes = np.ones(len(values))
-    if len(values) > GROUPS:
-        group = rng.permutation(len(values)) % GROUPS
-        sizes = np.bincount(group, minlength=GROUPS).astype(float)
-        values = np.column_stack([np.bincount(group, weights=column) for column in values.T])
+    if clusters is not None:
+        sizes = np.bincount(clusters).astype(float)
+        values = np.column_stack([np.bincount(clusters, weights=column) for column in values.T])
     parts = []
     for size in _chunks(resamples, len(values)):
-        rows = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
-        total = sizes[rows].sum(axis=1) if sizes.max() > 1 else np.full(size, float(len(values)))
-        parts.append(np.column_stack([column[rows].sum(axis=1) / total for column in values.T]))
+        drawn = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
+        total = sizes[drawn].sum(axis=1)
+        parts.append(np.column_stack([column[drawn].sum(axis=1) / total for column in values.T]))
     return np.concatenate(parts)
 
 
 def _resampled(
-    improvement: Callable[[Array], Array], rows: int, resamples: int, rng: np.random.Generator
-) -> Array:
+    improvement: Callable[[Array], Array], rows: int, clusters: Array | None, resamples: int,
+    rng: np.random.Generator,
+) -> Array:  # fmt: skip
     """``improvement`` of each resample, given as counts of shape (chunk, rows)."""
     import numpy as np
 
-    share = np.full(rows, 1 / rows)
+    codes = np.arange(rows) if clusters is None else clusters
+    units = int(codes.max()) + 1
+    share = np.full(units, 1 / units)
     return np.concatenate(
-        [improvement(rng.multinomial(rows, share, size=size)) for size in _chunks(resamples, rows)]
+        [
+            improvement(rng.multinomial(units, share, size=size)[:, codes])
+            for size in _chunks(resamples, rows)
+        ]
     )
 
 

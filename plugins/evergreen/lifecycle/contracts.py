@@ -112,6 +112,7 @@ class IngestReport(Result):
     registered: tuple[Partition, ...] = ()
     late: tuple[str, ...] = ()
     waiting: dict[str, tuple[str, ...]] = {}
+    early: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
     missing: tuple[str, ...] = ()
     watermark: AwareDatetime | None = None
@@ -128,6 +129,8 @@ class IngestReport(Result):
             yield f"late: {key} arrived after a newer partition; the next snapshot includes it"
         for key, sources in self.waiting.items():
             yield f"waiting: {key} is not complete, no file yet for {', '.join(sources)}"
+        for key in self.early:
+            yield f"waiting: {key} is not over yet, or named for the future"
         for key in self.missing:
             yield f"missing: no file for {key}, though newer partitions are there"
         for refused in self.refused:
@@ -165,7 +168,9 @@ class Decision(Result):
         yield f"signals: {', '.join(self.causes) or 'none'}"
         yield from (f"  {reason}" for reason in self.reasons)
         until = f" until {self.until.isoformat()}" if self.until else ""
-        yield f"decision: {self.action.upper()}{until}" + (f", cause {self.cause}" if self.cause else "")
+        yield f"decision: {self.action.upper()}{until}" + (
+            f", cause {self.cause}" if self.cause else ""
+        )
 
 
 class Snapshot(Result):
@@ -287,7 +292,11 @@ class FeatureSet(Result):
 
 
 class TrainedModel(Result):
-    """A candidate: a fitted model in its MLflow run."""
+    """A candidate: a fitted model in its MLflow run.
+
+    ``classes`` names the classes in the order of ``predict_proba``. ``predictions_digest`` is of
+    the answers for the holdout's rows. Nothing in here differs between two attempts of one run.
+    """
 
     kind = "training"
     mlflow_run: str
@@ -295,22 +304,24 @@ class TrainedModel(Result):
     experiment: str
     estimator: str
     features: tuple[Feature, ...]
+    classes: tuple[str, ...] = ()
     feature_set: Reference
     snapshot: str
     predictions_digest: str
     code_digest: str
     environment_digest: str
     parameters: dict[str, Any]
-    seconds: float
     training_rows: int
     holdout_start: AwareDatetime
     trained_through: AwareDatetime
     tuned: bool = False
+    refit: bool = False
 
     def describe(self) -> Iterator[str]:
         yield f"estimator: {self.estimator}, {'tuned' if self.tuned else 'declared'} parameters {self.parameters}"
         yield f"features {self.feature_set.digest[:12]}, code {self.code_digest[:12]}, environment {self.environment_digest[:12]}"
-        yield f"fitted on {self.training_rows:,} rows before {self.trained_through.isoformat()}"
+        refit = ", window and holdout" if self.refit else ""
+        yield f"fitted on {self.training_rows:,} rows before {self.trained_through.isoformat()}{refit}"
         yield f"predictions digest: {self.predictions_digest[:12]}"
         yield f"MLflow run: {self.mlflow_run} ({self.model_uri})"
 
@@ -318,9 +329,13 @@ class TrainedModel(Result):
 class Evaluation(Result):
     """Candidate, champion and naive baseline on the same rows.
 
-    ``predictions`` is Parquet, one row a holdout row: ``label``, ``candidate``, ``champion``,
-    ``baseline`` (a probability, class probabilities or a value) and the slice columns.
-    ``metrics[who][metric]``; ``slices[column][value]`` holds ``rows`` and the metrics of each.
+    ``predictions`` is Parquet, one row a holdout row: ``partition``, ``row_id``, ``label`` (a
+    class index or a value), ``candidate``, ``champion`` (when it could answer) and ``baseline``
+    (the probability of class 1, a value, or for several classes ``candidate_0``, ``candidate_1``,
+    …), and the columns of slices and fairness. ``metrics[who][metric]``;
+    ``slices[column][value]`` holds ``rows``, the candidate's metrics by name, and the champion's
+    as ``champion.<metric>``. ``importance`` is what the candidate's primary metric loses when a
+    feature is shuffled; ``importance_change`` is that less the champion's, on the same rows.
     """
 
     kind = "evaluation"
@@ -340,8 +355,12 @@ class Evaluation(Result):
     def describe(self) -> Iterator[str]:
         yield f"holdout: {self.holdout_rows:,} rows, {self.holdout_digest[:12]}"
         for metric in self.metrics["candidate"]:
-            values = ", ".join(f"{who} {self.metrics[who][metric]:.4f}" for who in self.metrics)
-            yield f"  {metric}: {values}"
+            values = (
+                f"{who} {found[metric]:.4f}"
+                for who, found in self.metrics.items()
+                if metric in found
+            )
+            yield f"  {metric}: {', '.join(values)}"
         if self.champion_problem:
             yield f"champion {self.champion_version} can't score these rows: {self.champion_problem}"
         top = sorted(self.importance.items(), key=lambda item: -item[1])[:5]
@@ -365,8 +384,10 @@ class InfrastructureReport(Result):
         if self.problem:
             yield f"the logged model is not usable: {self.problem}"
         yield f"signature matches: {self.signature_matches}; predictions equal the trainer's: {self.same_predictions}"
-        yield "latency: " + ", ".join(f"{name} {value:.1f} ms" for name, value in self.latency_ms.items())
-        yield f"peak memory: {self.memory_mb and round(self.memory_mb)} MB, loaded in {self.load_seconds} s"
+        if self.latency_ms:
+            yield "latency: " + ", ".join(f"{name} {value:.1f} ms" for name, value in self.latency_ms.items())
+        if self.memory_mb is not None and self.load_seconds is not None:
+            yield f"peak memory: {self.memory_mb:.0f} MB, loaded in {self.load_seconds:.1f} s"
 
 
 class Champion(Contract):

@@ -8,23 +8,22 @@ Either takes the declared parameters by name, and the declared seed.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from types import ModuleType
 from typing import Any
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError
 from evergreen.lifecycle.contracts import Feature
+from evergreen.lifecycle.modules import load_module
 
 MAX_CATEGORIES = 64
 #: What skops may build beyond its own defaults. Each was read before it came onto this list:
 #: building it runs no code that the file brings. Never extended by what a file asks for.
 TRUSTED_TYPES = (
+    # The type of an array's items, which an imputer remembers: a name and a size.
+    "numpy.dtype",
     # Arrays of tree nodes, as plain state.
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
@@ -58,9 +57,9 @@ _QUIET = {
 }
 
 
-def trusted_types(declaration: Declaration) -> list[str]:
+def trusted_types(declaration: Declaration | None) -> list[str]:
     """The types that skops may build for a model: the reviewed ones and the declared ones."""
-    return sorted({*TRUSTED_TYPES, *declaration.training.trusted_types})
+    return sorted({*TRUSTED_TYPES, *(declaration.training.trusted_types if declaration else ())})
 
 
 def build_estimator(
@@ -104,33 +103,10 @@ def libraries(estimator: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def module_of(declaration: Declaration, name: str) -> ModuleType:
-    """A Python file of the model's folder as a module of its own name, loaded once for its content.
-
-    :raises DeclarationError: when it is missing or can't be imported.
-    """
-    file = declaration.folder / f"{name}.py"
-    if not file.is_file():
-        there = sorted(path.stem for path in declaration.folder.glob("*.py"))
-        raise DeclarationError(f"{file}: no such file; in the folder are {', '.join(there) or 'none'}")
-    content = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:16]
-    unique = f"evergreen_model_{declaration.name}_{name}_{content}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = spec_from_file_location(unique, file)
-    if spec is None or spec.loader is None:
-        raise DeclarationError(f"{file}: not a Python module")
-    module = sys.modules[unique] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[unique]
-        raise DeclarationError(f"{file}: can't be imported: {type(error).__name__}: {error}") from error
-    return module
-
-
 def _where(declaration: Declaration) -> str:
-    return f"{declaration.folder / 'model.yaml'}: training.estimator {declaration.training.estimator}"
+    return (
+        f"{declaration.folder / 'model.yaml'}: training.estimator {declaration.training.estimator}"
+    )
 
 
 def _maker(declaration: Declaration) -> tuple[Callable[..., Any], bool]:
@@ -138,7 +114,7 @@ def _maker(declaration: Declaration) -> tuple[Callable[..., Any], bool]:
     path = declaration.training.estimator
     if ":" in path:
         name, attribute = path.split(":")
-        module, wrap = module_of(declaration, name), False
+        module, wrap = load_module(declaration, name), False
     else:
         name, _, attribute = path.rpartition(".")
         wrap = True
@@ -150,8 +126,8 @@ def _maker(declaration: Declaration) -> tuple[Callable[..., Any], bool]:
                 "the dotted path of an installed estimator class."
             ) from error
     found = getattr(module, attribute, None)
-    if not callable(found) or (wrap and not isinstance(found, type)):
-        kind = "class" if wrap else "function"
+    if not callable(found) or (wrap and not hasattr(found, "fit")):
+        kind = "estimator class" if wrap else "function"
         raise DeclarationError(
             f"{_where(declaration)}: {getattr(module, '__file__', name)} holds no {kind} {attribute}"
         )
@@ -207,7 +183,9 @@ def _prepared(estimator: Any, features: Sequence[Feature]) -> Any:
             SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()
         )
     steps = [("categories", encode, texts), ("numbers", scale, numbers)]
-    columns = ColumnTransformer([step for step in steps if step[2]], verbose_feature_names_out=False)
+    columns = ColumnTransformer(
+        [step for step in steps if step[2]], verbose_feature_names_out=False
+    )
     return Pipeline([("columns", columns), ("estimator", estimator)])
 
 

@@ -4,6 +4,8 @@ The suite file is GX's own format. In an entry's ``meta`` stand the two things G
 ``on_failure`` (``block``, which is the default, ``warn`` or ``quarantine``) and ``source`` (a
 declared source; the model's own table by default). Expectations run one at a time: as fast as
 together (measured), and one that raises can be named.
+
+Longer than most: everything that knows GX's classes is here, so that nothing else has to.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ Severity = Literal["block", "warn", "quarantine"]
 _COLUMNS = ("column", "column_A", "column_B", "column_list")
 _OURS = ("batch_id", "result_format", "catch_exceptions")
 """Arguments of a run, which a suite has no say in."""
+_KEYS = ("type", "kwargs", "meta", "id", "severity", "notes", "description", "rendered_content")
+_NULLS = ("nan", "None", "NaT", "<NA>")
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def share(count: int, of: int) -> str:
     >>> share(3, 26951)
     '3 of 26,951 rows (0.01 %)'
     """
-    return f"{count:,} of {of:,} rows ({100 * count / max(of, 1):.2f} %)"
+    percent = 100 * count / max(of, 1)
+    return f"{count:,} of {of:,} rows ({'<0.01' if 0 < percent < 0.005 else f'{percent:.2f}'} %)"
 
 
 def read_suite(declaration: Declaration) -> Suite | None:
@@ -104,7 +109,8 @@ def read_suite(declaration: Declaration) -> Suite | None:
     listed = content.get("expectations") if isinstance(content, dict) else None
     if not isinstance(listed, list):
         raise DeclarationError(
-            f'{file}: found no list of expectations; allowed is {{"name": ..., "expectations": [...]}}'
+            f"{file}: found no list of expectations; "
+            'allowed: {"name": ..., "expectations": [{"type": ..., "kwargs": ...}, ...]}'
         )
     sources = (MAIN, *declaration.data.sources)
     entries = tuple(_entry(file, i, raw, sources) for i, raw in enumerate(listed, start=1))
@@ -125,10 +131,8 @@ def build_suite(suite: Suite) -> list[tuple[Entry, Any]]:
             kind = registry.get_expectation_impl(entry.type)
             built.append((entry, kind(**entry.kwargs, meta=dict(entry.meta))))
         except gx.exceptions.ExpectationNotFoundError:
-            known = sorted(registry.list_registered_expectation_implementations())
-            raise _wrong(
-                suite.file, entry.number, f"found type {entry.type!r}", f"a type of {', '.join(known)}"
-            ) from None
+            known = ", ".join(sorted(registry.list_registered_expectation_implementations()))
+            raise _wrong(suite.file, entry.number, f"found type {entry.type!r}", known) from None
         except (TypeError, ValueError) as error:
             raise _wrong(
                 suite.file, entry.number, f"{entry.type} can't be made: {error}",
@@ -164,13 +168,16 @@ def run_suite(
 
 def _entry(file: Path, number: int, raw: Any, sources: tuple[str, ...]) -> Entry:
     if not isinstance(raw, dict) or not isinstance(raw.get("type"), str):
-        raise _wrong(file, number, f"found {str(raw)[:80]!r}", 'an object with a "type" and "kwargs"')
+        raise _wrong(file, number, f"found {str(raw)[:80]!r}", "an object with type and kwargs")
+    if strange := sorted(raw.keys() - set(_KEYS)):
+        raise _wrong(file, number, f"found the key {strange[0]!r}", ", ".join(_KEYS))
     kwargs, meta = raw.get("kwargs", {}), raw.get("meta") or {}
     if not isinstance(kwargs, dict) or not isinstance(meta, dict):
         raise _wrong(file, number, "found kwargs or meta that are no objects", "objects")
     on_failure, source = meta.get("on_failure", "block"), meta.get("source", MAIN)
-    if on_failure not in get_args(Severity):
-        raise _wrong(file, number, f"found on_failure {on_failure!r}", ", ".join(get_args(Severity)))
+    severities = get_args(Severity)
+    if on_failure not in severities:
+        raise _wrong(file, number, f"found on_failure {on_failure!r}", ", ".join(severities))
     if source not in sources:
         raise _wrong(file, number, f"found source {source!r}", ", ".join(sources))
     kwargs = {key: value for key, value in kwargs.items() if key not in _OURS}
@@ -197,11 +204,12 @@ def _batch(source: str, frame: pd.DataFrame) -> Any:
     from great_expectations.data_context.types.base import (
         DataContextConfig,
         InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
     )
 
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(),
-        progress_bars={"globally": False},
+        progress_bars=ProgressBarsConfig(globally=False),
         analytics_enabled=False,
     )
     context = gx.get_context(mode="ephemeral", project_config=config)
@@ -225,11 +233,14 @@ def _validate(batch: Any, expectation: Any, result_format: str) -> Any:
 
 
 def _looks_at_rows(expectation: Any) -> bool:
-    from great_expectations.expectations import expectation as kinds
+    from great_expectations.expectations.expectation import (
+        ColumnMapExpectation,
+        ColumnPairMapExpectation,
+        MulticolumnMapExpectation,
+    )
 
     return isinstance(
-        expectation,
-        kinds.ColumnMapExpectation | kinds.ColumnPairMapExpectation | kinds.MulticolumnMapExpectation,
+        expectation, ColumnMapExpectation | ColumnPairMapExpectation | MulticolumnMapExpectation
     )
 
 
@@ -237,7 +248,7 @@ def _finding(entry: Entry, by_row: bool, result: Any) -> Finding:
     limits = [f"{k} {v}" for k, v in entry.kwargs.items() if k not in (*_COLUMNS, "mostly")]
     if by_row:
         limits.append(f"at most {100 * (1 - entry.kwargs.get('mostly', 1)):g} % of rows otherwise")
-    name = f"{entry.type}({', '.join(entry.columns)})"
+    name = entry.type + (f"({', '.join(entry.columns)})" if entry.columns else "")
     draft = Finding(name, entry.on_failure, bool(result.success), "", ", ".join(limits) or "true")
     if problem := _exception(result.exception_info):
         severity: Severity = "warn" if entry.on_failure == "warn" else "block"
@@ -251,11 +262,11 @@ def _finding(entry: Entry, by_row: bool, result: Any) -> Finding:
     found = result.result
     count = found["unexpected_count"]
     observed = share(count, found["element_count"] - found.get("missing_count", 0))
-    if examples := dict.fromkeys(_shown(v) for v in found.get("partial_unexpected_list", ())):
-        observed += f", such as {', '.join(list(examples)[:3])}"
-    return replace(
-        draft, observed=observed, rows=tuple(int(i) for i in found.get("unexpected_index_list") or ())
-    )
+    examples = dict.fromkeys(_shown(value) for value in found.get("partial_unexpected_list", ()))
+    if some := [example for example in examples if example not in _NULLS][:3]:
+        observed += f", such as {', '.join(some)}"
+    rows = tuple(int(row) for row in found.get("unexpected_index_list") or ())
+    return replace(draft, observed=observed, rows=rows)
 
 
 def _exception(info: Mapping[str, Any]) -> str:
@@ -267,6 +278,9 @@ def _exception(info: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return f"({', '.join(_shown(part) for part in parts)})"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:,.6g}" if is_number else str(value)[:120]
 
@@ -284,7 +298,7 @@ def _pages(
         ExpectationSuitePageRenderer,
         ValidationResultsPageRenderer,
     )
-    from great_expectations.render.view import DefaultJinjaPageView
+    from great_expectations.render.view.view import DefaultJinjaPageView
 
     met = sum(bool(result.success) for result in results)
     counts = {
@@ -299,8 +313,8 @@ def _pages(
     plain = expectationSuiteValidationResultSchema.loads(json.dumps(whole.to_json_dict()))
     suite = ExpectationSuite(name=source, expectations=[expectation for _, expectation in mine])
     view = DefaultJinjaPageView()
-    for path, document in (
-        (f"validations/{source}/{folder}/index.html", ValidationResultsPageRenderer().render(plain)),
-        (f"expectations/{source}.html", ExpectationSuitePageRenderer().render(suite)),
+    for path, renderer, content in (
+        (f"validations/{source}/{folder}/index.html", ValidationResultsPageRenderer(), plain),
+        (f"expectations/{source}.html", ExpectationSuitePageRenderer(), suite),
     ):
-        yield path, view.render(document, show_how_to_buttons=False)
+        yield path, view.render(renderer.render(content), show_how_to_buttons=False)

@@ -106,11 +106,13 @@ def _count_labels(
     matured = immature = never = 0
     for partition in partitions:
         frame = read_raw(
-            workspace.store, declaration, main_file(partition), columns=[declaration.data.label.column]
+            workspace.store,
+            declaration,
+            main_file(partition),
+            columns=[declaration.data.label.column],
         )
         known = label_timestamps(declaration, frame)
         in_time = int((known <= as_of).sum())
         matured, never = matured + in_time, never + int(known.isna().sum())
         immature += len(frame) - in_time - int(known.isna().sum())
     return matured, immature, never
-

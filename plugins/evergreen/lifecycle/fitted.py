@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.declaration import Declaration, Task
 from evergreen.errors import TrainingError
 from evergreen.lifecycle.contracts import Feature
+from evergreen.lifecycle.registry import logged_metadata, model_folder, read_estimator
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -125,30 +126,14 @@ def targets(task: Task, labels: pd.Series, classes: Sequence[Any]) -> Array:
     return class_indices(labels, classes) if task.classifies else labels.to_numpy("float64")
 
 
-def load_model(workspace: Workspace, declaration: Declaration, uri: str) -> FittedModel:
-    """Load a model that this deployment logged, under the reviewed types only.
+def load_fitted(workspace: Workspace, declaration: Declaration, uri: str) -> FittedModel:
+    """Load a model that this deployment logged, with what was logged about its answers.
 
-    The list of trusted types is the project's and the declaration's; what the model's own file
-    asks for is never looked at, which `mlflow.sklearn.load_model` would.
-
-    :raises TrainingError: when it isn't there, isn't skops, or holds an untrusted type.
+    :raises TrainingError: as `evergreen.lifecycle.tracking.load_model`.
     """
-    from mlflow.models import Model
-    from skops.io import load
-    from skops.io.exceptions import UntrustedTypesFoundException
-
-    from evergreen.lifecycle.estimators import trusted_types
-    from evergreen.lifecycle.tracking import model_folder
-
     with model_folder(workspace, uri) as folder:
-        model = Model.load(folder)
-        flavor = model.flavors.get("sklearn", {})
-        if flavor.get("serialization_format") != "skops":
-            raise TrainingError(f"{uri} was not logged as scikit-learn in the skops format")
-        try:
-            estimator = load(folder / "model.skops", trusted=trusted_types(declaration))
-        except UntrustedTypesFoundException as error:
-            raise TrainingError(f"{uri}: {error}; see training.trusted_types") from error
+        model = logged_metadata(folder)
+        estimator = read_estimator(folder, declaration)
     known = (model.metadata or {}).get(METADATA, {})
     return FittedModel(
         estimator=estimator,
@@ -166,6 +151,11 @@ def features_of(signature: Any) -> tuple[Feature, ...]:
         Feature(name=spec.name, type="string" if spec.type.name == "string" else "number")
         for spec in signature.inputs
     )
+
+
+def plain_name(value: Any) -> str:
+    """A label value's class name, as `FittedModel.classes` spells it."""
+    return str(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
+FEWEST_CLUSTERS = 7  # fewer say nothing about how much one differs from the next
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All that the gate may look at. A missing piece is a refusal, not a default."""
@@ -85,8 +88,20 @@ class Evidence:
             self.declaration.primary, self.declaration.task,
             labels if self.declaration.task is Task.REGRESSION else labels.astype(int),
             candidate, other, resamples=gate.resamples, confidence=gate.confidence,
-            seed=self.declaration.training.seed,
+            seed=self.declaration.training.seed, clusters=self.clusters,
         )  # fmt: skip
+
+    @cached_property
+    def clusters(self) -> Array | None:
+        """Which rows are resampled together: those of one hour or day, by declaration."""
+        import pandas as pd
+
+        unit = self.declaration.gate.resample
+        if unit == "row" or self.rows is None:
+            return None
+        codes, _ = pd.factorize(self.rows["event_timestamp"].dt.floor("h" if unit == "hour" else "D"))
+        return codes
+
 
 
 def judge(evidence: Evidence, *, override: str | None = None) -> Verdict:
@@ -101,7 +116,9 @@ def judge(evidence: Evidence, *, override: str | None = None) -> Verdict:
         rules += [*_quality(evidence), *_infrastructure(evidence)]
     comparison = _comparison(evidence)
     name, reason = _verdict(evidence, rules, comparison, override)
-    promotes = name in {"promote", "bootstrap"} or (name == "incomparable" and _overridden(rules, override))
+    promotes = name in {"promote", "bootstrap"} or (
+        name == "incomparable" and _overridden(rules, override)
+    )
     difference = evidence.over_champion if evidence.champion else evidence.over_baseline
     return Verdict(
         model=evidence.declaration.name, verdict=name, promotes=promotes, reason=reason,
@@ -142,7 +159,7 @@ def gate(
             rules=document["rules"], evidence=document, override=verdict.override,
         )  # fmt: skip
         verdict = Verdict.model_validate(records.put(session, row, "model", "run_id").evidence)
-    tracking.tag_run(
+    tracking.set_tags(
         workspace, verdict.mlflow_run,
         {"evergreen.verdict": verdict.verdict, "evergreen.reason": verdict.reason[:5000]},
     )  # fmt: skip
@@ -156,7 +173,10 @@ def _verdict(
     if failed:
         return "reject", "; ".join(f"{r.name}: {r.observed}, allowed {r.bound}" for r in failed)
     if evidence.champion is None:
-        return "bootstrap", "there is no champion; the candidate beats the naive baseline and the floors"
+        return (
+            "bootstrap",
+            "there is no champion; the candidate beats the naive baseline and the floors",
+        )
     problem = _incomparable(evidence)
     if problem:
         allowed = f"; accepted by a person: {override}" if override else ""
@@ -168,7 +188,10 @@ def _verdict(
         word = "better" if bound >= 0 else "not worse"
         return "promote", f"{word} than champion {evidence.champion.version}: {found}"
     if difference.high <= bound:
-        return "reject", f"not better than champion {evidence.champion.version}: {found}, must exceed {bound:g}"
+        return (
+            "reject",
+            f"not better than champion {evidence.champion.version}: {found}, must exceed {bound:g}",
+        )
     return "inconclusive", f"the interval spans {bound:g}: {found}"
 
 
@@ -213,7 +236,14 @@ def _comparison(evidence: Evidence) -> list[Rule]:
     if evidence.champion is None or evidence.evaluation is None:
         return []
     problem, bound = _incomparable(evidence), _bound(evidence.declaration)
-    rules = [Rule(name="champion comparable", observed=problem or "yes", bound="on the same rows", passed=not problem)]
+    rules = [
+        Rule(
+            name="champion comparable",
+            observed=problem or "yes",
+            bound="on the same rows",
+            passed=not problem,
+        )
+    ]
     difference = evidence.over_champion
     if difference and not problem:
         passed = difference.low > bound
@@ -225,18 +255,38 @@ def _comparison(evidence: Evidence) -> list[Rule]:
 def _completeness(evidence: Evidence) -> Iterator[Rule]:
     run, minimum = evidence.trained.mlflow_run, evidence.declaration.training.holdout.min_rows
     pieces = {
-        "validation report": evidence.validation and evidence.validation.snapshot == evidence.trained.snapshot,
+        "validation report": evidence.validation
+        and evidence.validation.snapshot == evidence.trained.snapshot,
         "evaluation": evidence.evaluation and evidence.evaluation.mlflow_run == run,
-        "infrastructure report": evidence.infrastructure and evidence.infrastructure.mlflow_run == run,
+        "infrastructure report": evidence.infrastructure
+        and evidence.infrastructure.mlflow_run == run,
     }
     for name, right in pieces.items():
         found = "of this run" if right else "missing" if right is None else "of another run"
         yield Rule(name=name, observed=found, bound="of this run", passed=bool(right))
     if evidence.validation:
         blocked = ", ".join(evidence.validation.blocked)
-        yield Rule(name="data usable", observed=blocked or "yes", bound="nothing blocked", passed=not blocked)
+        yield Rule(
+            name="data usable",
+            observed=blocked or "yes",
+            bound="nothing blocked",
+            passed=not blocked,
+        )
     rows = 0 if evidence.rows is None else len(evidence.rows)
-    yield Rule(name="holdout rows", observed=f"{rows:,}", bound=f"at least {minimum:,}", passed=rows >= minimum)
+    yield Rule(
+        name="holdout rows",
+        observed=f"{rows:,}",
+        bound=f"at least {minimum:,}",
+        passed=rows >= minimum,
+    )
+    if evidence.clusters is not None:
+        found = int(evidence.clusters.max()) + 1 if rows else 0
+        yield Rule(
+            name=f"{evidence.declaration.gate.resample}s to resample",
+            observed=f"{found:,}",
+            bound=f"at least {FEWEST_CLUSTERS}",
+            passed=found >= FEWEST_CLUSTERS,
+        )
     finite = evidence.predictions("candidate") is not None
     yield Rule(name="candidate answers", observed="every row" if finite else "missing or not finite",
                bound="every row, finite", passed=finite)  # fmt: skip
@@ -288,7 +338,12 @@ def _disparity(evidence: Evidence, column: str, bound: float) -> Rule:
     groups = rows.assign(selected=answers >= 0.5).groupby(column, observed=True)["selected"]
     rates = groups.mean()[groups.size() >= evidence.declaration.evaluation.min_slice_rows]
     if len(rates) < 2:
-        return Rule(name=name, observed="fewer than two groups with enough rows", bound=allowed, passed=False)
+        return Rule(
+            name=name,
+            observed="fewer than two groups with enough rows",
+            bound=allowed,
+            passed=False,
+        )
     spread = float(rates.max() - rates.min())
     return Rule(name=name, observed=f"{spread:.3f} ({rates.idxmin()} to {rates.idxmax()})",
                 bound=allowed, passed=spread <= bound)  # fmt: skip

@@ -52,22 +52,24 @@ def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> I
     Good partitions are registered in order of event time, whatever is wrong with others; what
     can't be registered is reported as refused and looked at again next time.
 
-    :param as_of: a partition that isn't over by then is refused, so that a file named for the
-        future can't move the watermark.
+    :param as_of: a partition that isn't over by then waits, so that a file named for the future
+        can't move the watermark.
     :raises UnavailableError: when the landing folder, store or ledger can't be reached.
     """
     landed = _list(declaration, workspace)
     with workspace.ledger.read() as session:
         known = {row.key: row for row in records.latest_partitions(session, declaration.name)}
-    registered, late, refused, waiting = [], [], [], {}
+    registered, late, early, refused, waiting = [], [], [], [], {}
     for key in sorted(set().union(*(files for files in landed.values()))):
         absent = tuple(source for source, files in landed.items() if key not in files)
         if absent:
             waiting[key] = absent
             continue
+        if declaration.data.partition.end(key) > as_of:
+            early.append(key)
+            continue
         files = {source: found[key] for source, found in landed.items()}
         try:
-            _refuse_future(declaration, files[MAIN], as_of)
             row = _candidate(declaration, workspace, key, files, known.get(key))
         except PartitionError as error:
             refused.append(Refused(key=key, uri=files[MAIN].uri, reason=str(error)))
@@ -80,7 +82,7 @@ def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> I
         mark = records.watermark(session, declaration.name)
         keys = {row.key for row in records.latest_partitions(session, declaration.name)}
     return IngestReport(
-        model=declaration.name, registered=tuple(registered), late=tuple(late), waiting=waiting,
+        model=declaration.name, registered=tuple(registered), late=tuple(late), waiting=waiting, early=tuple(early),
         refused=tuple(refused), missing=tuple(_gaps(declaration.data.partition, keys)), watermark=mark,
     )  # fmt: skip
 
@@ -115,15 +117,6 @@ def _fingerprint(info: Mapping[str, Any]) -> str:
     """What changes when a file does, without reading it: size and ETag or modification time."""
     changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")
     return f"{info.get('size')}/{changed}"
-
-
-def _refuse_future(declaration: Declaration, file: Landed, as_of: datetime) -> None:
-    end = declaration.data.partition.end(file.key)
-    if end > as_of:
-        raise PartitionError(
-            f"{file.uri}: partition {file.key} ends at {end.isoformat()}, after {as_of.isoformat()}: "
-            "it is not over yet, or named for the future. It is looked at again once it is over."
-        )
 
 
 def _is_key(period: Period, text: str) -> bool:
@@ -181,7 +174,9 @@ def _checked(
             "Land the file with it, or correct the declaration."
         )
     if frame.empty:
-        raise PartitionError(f"{file.uri} holds no rows. Land it again with its rows, or remove it.")
+        raise PartitionError(
+            f"{file.uri} holds no rows. Land it again with its rows, or remove it."
+        )
     frame = normalise_times(declaration, source, frame, file.uri)
     data = declaration.data
     column = data.event_timestamp if source == MAIN else data.sources[source].event_timestamp
@@ -201,7 +196,10 @@ def _maturity(declaration: Declaration, frame: pd.DataFrame) -> dict[str, int]:
     """How many labels become known by the end of each hour or day: ISO end → rows, ascending."""
     step = "h" if declaration.data.partition is Period.HOUR else "D"
     known = label_timestamps(declaration, frame).dropna().dt.ceil(step)
-    return {moment.isoformat(): int(count) for moment, count in known.value_counts().sort_index().items()}
+    return {
+        moment.isoformat(): int(count)
+        for moment, count in known.value_counts().sort_index().items()
+    }
 
 
 def _types(frame: pd.DataFrame, uri: str) -> dict[str, str]:
@@ -210,7 +208,9 @@ def _types(frame: pd.DataFrame, uri: str) -> dict[str, str]:
     try:
         schema = pa.Schema.from_pandas(frame, preserve_index=False)
     except pa.ArrowException as error:
-        raise PartitionError(f"{uri}: a column mixes types: {error}. Land it with one type.") from error
+        raise PartitionError(
+            f"{uri}: a column mixes types: {error}. Land it with one type."
+        ) from error
     return {field.name: str(field.type) for field in schema}
 
 

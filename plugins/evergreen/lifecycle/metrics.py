@@ -41,7 +41,9 @@ def measure(
     if name == "log_loss":
         known = np.arange(2 if task is Task.BINARY else predictions.shape[1])
         return float(metrics.log_loss(labels, predictions, sample_weight=weights, labels=known))
-    if name in {"roc_auc", "average_precision"} and len(np.unique(labels)) < _needed(task, predictions):
+    if name in {"roc_auc", "average_precision"} and len(np.unique(labels)) < _needed(
+        task, predictions
+    ):
         return float("nan")
     if name == "roc_auc" and task is Task.MULTICLASS:
         return float(

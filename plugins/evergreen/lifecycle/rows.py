@@ -50,14 +50,21 @@ def read_file(path: Any, uri: str, columns: list[str] | None = None) -> pd.DataF
             if uri.endswith(".csv"):
                 return pd.read_csv(stream, usecols=columns)
             return parquet.read_table(stream, columns=columns).to_pandas()
-    except (pa.ArrowException, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (
+        pa.ArrowException,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
         kind = "CSV" if uri.endswith(".csv") else "Parquet"
         raise PartitionError(
             f"{uri} is not readable as {kind}: {error}. It may be empty or cut off; land it again whole."
         ) from error
 
 
-def normalise_times(declaration: Declaration, source: str, frame: pd.DataFrame, uri: str) -> pd.DataFrame:
+def normalise_times(
+    declaration: Declaration, source: str, frame: pd.DataFrame, uri: str
+) -> pd.DataFrame:
     """Make every time column tz-aware UTC microseconds; a naive one is in the declared zone.
 
     :raises PartitionError: for a column whose values are not times, or naive times that
@@ -72,7 +79,7 @@ def normalise_times(declaration: Declaration, source: str, frame: pd.DataFrame, 
             if not isinstance(values.dtype, pd.DatetimeTZDtype):
                 if pd.api.types.is_numeric_dtype(values) and values.notna().any():
                     raise ValueError("numbers are not times")
-                values = pd.to_datetime(values)
+                values = pd.to_datetime(values, format="ISO8601")
                 if not isinstance(values.dtype, pd.DatetimeTZDtype):
                     values = values.dt.tz_localize(zone, ambiguous="raise", nonexistent="raise")
             frame[column] = values.dt.tz_convert("UTC").dt.as_unit("us")

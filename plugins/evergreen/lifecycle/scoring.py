@@ -8,13 +8,13 @@ a repeat replaces: ``predictions/model=<model>/partition=<key>/predictions.parqu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Declaration, Task
+from evergreen.declaration import Declaration
 from evergreen.errors import DataBlockedError
 from evergreen.ledger import records
 from evergreen.ledger.tables import ScoreRow
-from evergreen.lifecycle import tracking
 from evergreen.lifecycle.contracts import (
     Champion,
     FeaturePart,
@@ -24,6 +24,7 @@ from evergreen.lifecycle.contracts import (
     ScoreReport,
     Snapshot,
 )
+from evergreen.lifecycle.fitted import FittedModel, load_fitted, plain_name, targets
 from evergreen.lifecycle.metrics import measure_all
 from evergreen.workspace import Workspace
 
@@ -53,34 +54,33 @@ def score(
             skipped[partition.key] = f"no champion was live at {partition.start.isoformat()}"
         else:
             champion = Champion.from_row(row)
-            done = _score(declaration, workspace, champion, partition, parts[partition.key], feature_set)
+            done = _score(
+                declaration, workspace, champion, partition, parts[partition.key], feature_set
+            )
             _record(declaration, workspace, done, run_id)
             scored.append(done)
     return ScoreReport(model=declaration.name, scored=tuple(scored), skipped=skipped)
 
 
-def predict(declaration: Declaration, estimator: Any, rows: pd.DataFrame) -> Array:
+def answers_of(fitted: FittedModel, model: str, rows: pd.DataFrame) -> Array:
     """A fitted model's answers, shaped as `evergreen.lifecycle.metrics` says.
 
-    :param rows: shape (n, …); holds at least the columns the estimator was fitted on.
+    :param rows: shape (n, …); holds at least the columns the model was fitted on.
     :raises DataBlockedError: when one of those is missing, or an answer is not finite.
     """
     import numpy as np
 
-    wanted = list(estimator.feature_names_in_)
-    missing = [name for name in wanted if name not in rows.columns]
+    missing = [f.name for f in fitted.features if f.name not in rows.columns]
     if missing:
         raise DataBlockedError(
-            f"{declaration.name}: the champion needs {', '.join(missing)}, which the features don't "
-            "have. Bring the feature back, or retrain: a new version learns without it."
+            f"{model}: the champion needs {', '.join(missing)}, which the features don't have. "
+            "Bring the feature back, or retrain: a new version learns without it."
         )
-    frame = rows[wanted]
-    answers = estimator.predict_proba(frame) if declaration.task.classifies else estimator.predict(frame)
-    answers = np.asarray(answers, dtype=float)
+    answers = fitted.predict(rows)
     if not np.isfinite(answers).all():
         bad = int((~np.isfinite(answers)).reshape(len(rows), -1).any(axis=1).sum())
-        raise DataBlockedError(f"{declaration.name}: {bad:,} of {len(rows):,} answers are not finite.")
-    return answers[:, 1] if declaration.task is Task.BINARY else answers
+        raise DataBlockedError(f"{model}: {bad:,} of {len(rows):,} answers are not finite.")
+    return answers
 
 
 def unseen_categories(estimator: Any, rows: pd.DataFrame) -> dict[str, int]:
@@ -100,23 +100,25 @@ def _known_categories(estimator: Any) -> Iterator[tuple[str, list[Any]]]:
             last = getattr(transformer, "steps", [("", transformer)])[-1][1]
             categories = getattr(last, "categories_", None)
             if categories is not None:
-                yield from ((str(c), list(known)) for c, known in zip(columns, categories, strict=True))
+                yield from (
+                    (str(c), list(known)) for c, known in zip(columns, categories, strict=True)
+                )
 
 
 def _score(
     declaration: Declaration, workspace: Workspace, champion: Champion, partition: Partition,
     part: FeaturePart, feature_set: FeatureSet,
 ) -> ScoredPartition:  # fmt: skip
-    estimator = tracking.load_model(workspace, champion.model_uri)
+    fitted = load_fitted(workspace, declaration, champion.model_uri)
     rows = workspace.store.get_table(part.uri)
-    answers = predict(declaration, estimator, rows)
+    answers = answers_of(fitted, declaration.name, rows)
     name = f"predictions/model={declaration.name}/partition={partition.key}/predictions.parquet"
     log = _log(declaration, champion, rows, answers, feature_set)
     uri = workspace.store.put_table(name, log)
     return ScoredPartition(
         partition=partition.key, revision=partition.revision, version=champion.version,
-        rows=len(rows), uri=uri, digest=_digest(answers), unseen=unseen_categories(estimator, rows),
-        metrics=_realised(declaration, estimator, rows, answers, feature_set),
+        rows=len(rows), uri=uri, digest=_digest(answers), unseen=unseen_categories(fitted.estimator, rows),
+        metrics=realised(declaration, fitted, rows, answers, feature_set.as_of),
     )  # fmt: skip
 
 
@@ -137,21 +139,17 @@ def _log(
     return log
 
 
-def _realised(
-    declaration: Declaration, estimator: Any, rows: pd.DataFrame, answers: Array, feature_set: FeatureSet
+def realised(
+    declaration: Declaration, fitted: FittedModel, rows: pd.DataFrame, answers: Array, as_of: datetime
 ) -> dict[str, float]:
-    """The metrics on rows whose label is known by the feature set's ``as_of``."""
-    import numpy as np
-
-    known = (rows["label"].notna() & (rows["label_timestamp"] <= feature_set.as_of)).to_numpy()
-    labels = rows.loc[known, "label"].to_numpy()
+    """The metrics on rows whose label is known by ``as_of`` and of a class the model knows."""
+    known = rows["label"].notna() & (rows["label_timestamp"] <= as_of)
     if declaration.task.classifies:
-        classes = list(estimator.classes_)
-        index = np.array([classes.index(label) if label in classes else -1 for label in labels])
-        answers, labels = answers[known][index >= 0], index[index >= 0]
-    else:
-        answers, labels = answers[known], labels.astype(float)
-    return measure_all(declaration, labels, answers) if len(labels) else {}
+        known &= rows["label"].map(plain_name, na_action="ignore").isin(fitted.classes)
+    if not known.any():
+        return {}
+    labels = targets(declaration.task, rows.loc[known, "label"], fitted.classes)
+    return measure_all(declaration, labels, answers[known.to_numpy()])
 
 
 def _digest(answers: Array) -> str:
@@ -160,7 +158,9 @@ def _digest(answers: Array) -> str:
     return hashlib.sha256(answers.astype("<f8").tobytes()).hexdigest()
 
 
-def _record(declaration: Declaration, workspace: Workspace, done: ScoredPartition, run_id: str) -> None:
+def _record(
+    declaration: Declaration, workspace: Workspace, done: ScoredPartition, run_id: str
+) -> None:
     with workspace.ledger.write() as session:
         row = ScoreRow(
             model=declaration.name, partition=done.partition, revision=done.revision,

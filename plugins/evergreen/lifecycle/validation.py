@@ -82,7 +82,7 @@ def validate(
     keys = {p.digest: _key(declaration, suite, snapshot, p) for p in every}
     found = {
         p.digest: _cached(store, keys[p.digest])
-        or _examine(declaration, store, suite, snapshot, p, keys[p.digest])
+        or _examine(declaration, store, suite, p, purpose=snapshot.purpose, key=keys[p.digest])
         for p in every
     }
     schema = tuple(_schema_checks(snapshot, champion_snapshot, found))
@@ -109,7 +109,9 @@ def validate(
     )  # fmt: skip
 
 
-def _key(declaration: Declaration, suite: Suite | None, snapshot: Snapshot, partition: Partition) -> str:
+def _key(
+    declaration: Declaration, suite: Suite | None, snapshot: Snapshot, partition: Partition
+) -> str:
     """A digest of everything that a partition's own checks depend on."""
     data = declaration.data
     return digest_of(
@@ -119,13 +121,19 @@ def _key(declaration: Declaration, suite: Suite | None, snapshot: Snapshot, part
             [suite.digest, version("great-expectations")] if suite else None,
             snapshot.purpose,
             declaration.task,
-            data.model_dump(mode="json", include={"timezone", "event_timestamp", "entities", "label"}),
+            data.model_dump(
+                mode="json", include={"timezone", "event_timestamp", "entities", "label"}
+            ),
             {name: source.event_timestamp for name, source in data.sources.items()},
             partition.key,
             partition.revision,
             partition.digest,
         ]
     )
+
+
+def _checks_name(key: str) -> str:
+    return f"documents/checks/{key}.json"
 
 
 def _quarantine_name(key: str) -> str:
@@ -138,49 +146,56 @@ def _report_name(declaration: Declaration, key: str, page: str = "index.html") -
 
 def _cached(store: Store, key: str) -> PartitionChecks | None:
     try:
-        return PartitionChecks.model_validate_json(store.read_bytes(f"documents/checks/{key}.json"))
+        return PartitionChecks.model_validate_json(store.read_bytes(_checks_name(key)))
     except FileNotFoundError:
         return None
 
 
 def _examine(
-    declaration: Declaration, store: Store, suite: Suite | None, snapshot: Snapshot,
-    partition: Partition, key: str,
+    declaration: Declaration, store: Store, suite: Suite | None, partition: Partition,
+    *, purpose: str, key: str,
 ) -> PartitionChecks:  # fmt: skip
     """Run a partition's own checks. What the result points to is written before it."""
-    skipped = _label_columns(declaration) if snapshot.purpose == "score" else frozenset()
-    built = [pair for pair in build_suite(suite) if skipped.isdisjoint(pair[0].columns)] if suite else []
-    checks, pages, empty, classes, quarantined = [], {}, {}, {}, 0
+    skipped = _label_columns(declaration) if purpose == "score" else frozenset()
+    built = build_suite(suite) if suite else []
+    built = [pair for pair in built if skipped.isdisjoint(pair[0].columns)]
+    checks: list[Check] = []
+    pages: dict[str, str] = {}
+    empty: dict[str, tuple[str, ...]] = {}
+    classes: dict[str, AwareDatetime] = {}
+    quarantined = 0
     for source in (MAIN, *declaration.data.sources):
         frame = _read(declaration, store, partition, source)
         if isinstance(frame, Finding):
             checks.append(_check(partition, source, frame))
             continue
-        empty[source] = tuple(frame.columns[frame.isna().all()])
         outcome = run_suite(built, source, frame, f"{partition.key}/{partition.revision}")
-        pages.update(outcome.pages)
         findings = [*_structure(declaration, source, frame, skipped), *outcome.findings]
         if source == MAIN:
             aside = _set_aside(findings)
             quarantined = len(aside)
-            classes = _classes(declaration, frame.drop(index=aside["row_id"]))
+            classes = _classes(declaration, frame.drop(index=aside["row_id"].tolist()))
             if quarantined:
                 store.put_table(_quarantine_name(key), aside)
         else:
             findings = [_without_quarantine(finding) for finding in findings]
         checks += [_check(partition, source, finding) for finding in findings]
-    result = PartitionChecks(checks=tuple(checks), quarantined=quarantined, empty=empty, classes=classes)
+        empty[source] = tuple(frame.columns[frame.isna().all()])
+        pages.update(outcome.pages)
+    result = PartitionChecks(
+        checks=tuple(checks), quarantined=quarantined, empty=empty, classes=classes
+    )
     if suite:
         pages["index.html"] = _index(declaration, partition, result, list(pages))
-        for page, html in pages.items():
-            store.put_bytes(_report_name(declaration, key, page), html.encode())
-    store.put_bytes(f"documents/checks/{key}.json", result.model_dump_json(indent=1).encode())
+    for page, html in pages.items():
+        store.put_bytes(_report_name(declaration, key, page), html.encode())
+    store.put_bytes(_checks_name(key), result.model_dump_json(indent=1).encode())
     return result
 
 
 def _label_columns(declaration: Declaration) -> frozenset[str]:
     label = declaration.data.label
-    return frozenset({label.column, label.timestamp} - {None})
+    return frozenset((label.column, *([label.timestamp] if label.timestamp else [])))
 
 
 def _read(
@@ -206,11 +221,9 @@ def _structure(
     missing = [column for column in required if column not in frame]
     yield _listing("required columns", "block", missing, "missing", ", ".join(required))
     empty = [c for c in frame.columns[frame.isna().all()] if c not in skipped]
-    for name, severity, columns in (
-        ("required columns hold values", "block", [c for c in empty if c in required]),
-        ("other columns hold values", "warn", [c for c in empty if c not in required]),
-    ):
-        yield _listing(name, severity, columns, "all null", "not all null")
+    needed, other = [c for c in empty if c in required], [c for c in empty if c not in required]
+    yield _listing("required columns hold values", "block", needed, "all null", "not all null")
+    yield _listing("other columns hold values", "warn", other, "all null", "not all null")
     label = declaration.data.label.column if source == MAIN else None
     if source == MAIN:
         yield from _key_checks(declaration, frame)
@@ -253,20 +266,23 @@ def _label_values(declaration: Declaration, label: pd.Series) -> Iterator[Findin
 
     if is_numeric_dtype(label):
         wrong = int(np.isinf(label.to_numpy(dtype=float, na_value=np.nan)).sum())
-        yield Finding("labels finite", "block", not wrong, f"{label.name}: {share(wrong, len(label))}", "0 rows")
+        observed = f"{label.name}: {share(wrong, len(label))} infinite"
+        yield Finding("labels finite", "block", not wrong, observed, "0 rows")
     elif declaration.task is Task.REGRESSION:
-        yield Finding("labels are numbers", "block", False, f"{label.name} holds {label.dtype}", "numbers")
+        observed = f"{label.name} holds {label.dtype}"
+        yield Finding("labels finite", "block", False, observed, "numbers")
 
 
 def _infinities(frame: pd.DataFrame) -> Finding:
     import numpy as np
     import pandas as pd
 
-    floats = frame.select_dtypes("floating")
+    floats = frame[[c for c in frame if pd.api.types.is_float_dtype(frame[c])]]
     infinite = pd.DataFrame(
         np.isinf(floats.to_numpy(dtype=float, na_value=np.nan)), frame.index, floats.columns
     )
-    return _rows("no infinite values", infinite.any(axis=1), ", ".join(infinite.columns[infinite.any()]))
+    where = ", ".join(infinite.columns[infinite.any()])
+    return _rows("no infinite values", infinite.any(axis=1), where)
 
 
 def _set_aside(findings: list[Finding]) -> pd.DataFrame:
@@ -284,7 +300,7 @@ def _set_aside(findings: list[Finding]) -> pd.DataFrame:
 
 
 def _without_quarantine(finding: Finding) -> Finding:
-    """A further source's rows belong to no row of the model's own: there is nothing to set aside."""
+    """A further source's rows are no rows of the model's: there is nothing to set aside."""
     if finding.severity != "quarantine":
         return finding
     note = "" if finding.passed else "; this source's rows can't be set aside, so this blocks"
@@ -294,7 +310,7 @@ def _without_quarantine(finding: Finding) -> Finding:
 def _classes(declaration: Declaration, frame: pd.DataFrame) -> dict[str, AwareDatetime]:
     """Each label value and when it was first known; a thousand are enough to see what is wrong."""
     label = declaration.data.label.column
-    if not declaration.task.classifies or not set(required_columns(declaration, MAIN)) <= set(frame):
+    if not declaration.task.classifies or set(required_columns(declaration, MAIN)) - set(frame):
         return {}
     first = label_timestamps(declaration, frame).groupby(frame[label]).min().dropna()
     first = first.sort_values(kind="stable").head(1000)
@@ -357,26 +373,29 @@ def _schema_checks(
         columns = {name: file.columns for name, file in partition.files.items()}
         expected = expected or columns
         for source in sorted(expected.keys() | columns.keys()):
-            empty = found[partition.digest].empty.get(source, ())
-            now = {c: "null" if c in empty else kind for c, kind in columns.get(source, {}).items()}
             guessed = source in columns and partition.files[source].uri.endswith(".csv")
-            changes = list(_changes(expected.get(source, {}), now, guessed))
-            for severity, name, is_now, was in changes or [("block", "columns", "as before", "the same")]:
+            empty = found[partition.digest].empty.get(source, ())
+            changes = list(
+                _changes(expected.get(source, {}), columns.get(source, {}), empty, guessed)
+            )
+            for severity, name, now, was in changes or [("block", "columns", "as before", "same")]:
                 yield Check(
                     name=f"{source}: {name}", partition=partition.key, severity=severity,
-                    passed=not changes, observed=is_now, bound=was,
+                    passed=not changes, observed=now, bound=was,
                 )  # fmt: skip
 
 
 def _changes(
-    expected: Mapping[str, str], now: Mapping[str, str], guessed: bool
+    expected: Mapping[str, str], now: Mapping[str, str], empty: tuple[str, ...], guessed: bool
 ) -> Iterator[tuple[Severity, str, str, str]]:
     """Severity, column, type now, type before. A column that isn't there has type "missing"."""
     for column in sorted(expected.keys() | now.keys()):
         was, is_now = expected.get(column, "missing"), now.get(column, "missing")
-        if was != is_now:
-            harmless = is_now != "missing" and (was == "missing" or _compatible(was, is_now, guessed))
-            yield "warn" if harmless else "block", f"column {column}", is_now, was
+        if was == is_now:
+            continue
+        readable = was == "missing" or column in empty or _compatible(was, is_now, guessed)
+        severity: Severity = "warn" if is_now != "missing" and readable else "block"
+        yield severity, f"column {column}", is_now, was
 
 
 def _compatible(was: str, is_now: str, guessed: bool) -> bool:
@@ -391,14 +410,21 @@ def _compatible(was: str, is_now: str, guessed: bool) -> bool:
     return before == after or "null" in (before, after) or (before, after) in allowed
 
 
-def _index(declaration: Declaration, partition: Partition, result: PartitionChecks, pages: list[str]) -> str:
+def _index(
+    declaration: Declaration, partition: Partition, result: PartitionChecks, pages: list[str]
+) -> str:
     """One page for a person: every check of the partition, and the way to GX's own pages."""
     title = escape(f"{declaration.name}: data of {partition}")
-    links = "".join(f'<li><a href="{escape(page)}">{escape(page)}</a></li>' for page in sorted(pages))
-    cells = (
-        (c.name, "pass" if c.passed else f"FAIL ({c.severity})", c.observed, c.bound) for c in result.checks
+    links = "".join(
+        f'<li><a href="{escape(page)}">{escape(page)}</a></li>' for page in sorted(pages)
     )
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+    cells = (
+        (c.name, "pass" if c.passed else f"FAIL ({c.severity})", c.observed, c.bound)
+        for c in result.checks
+    )
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cells
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         "<style>body{font:15px system-ui;margin:2em}td,th{text-align:left;padding:.2em 1em .2em 0}</style>"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from evergreen.operators.base import REFUSED, StageOperator, moment
+from evergreen.operators.base import DECLINED, REFUSED, StageOperator, moment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,7 +27,10 @@ class ArbitrateOperator(StageOperator):
         manual = None
         if str(run.run_type) == "manual":
             user = getattr(run, "triggering_user_name", None)
-            manual = {"user": user or "unknown", "reason": params.get("reason") or "no reason given"}
+            manual = {
+                "user": user or "unknown",
+                "reason": params.get("reason") or "no reason given",
+            }
         return arbitrate(
             self.model, workspace, run_id=run.run_id, as_of=moment(params.get("as_of")),
             manual=manual, tune=bool(params.get("tune")), override=params.get("override") or None,
@@ -52,26 +55,18 @@ class ConcludeRunOperator(StageOperator):
         from evergreen.hooks.workspace import WorkspaceHook
         from evergreen.lifecycle.arbitration import conclude
 
-        ti, dag = context["ti"], context["dag"]
-        refusals = ti.xcom_pull(task_ids=list(dag.task_ids), key=REFUSED) or []
-        refused = next((str(reason) for reason in refusals if reason), None)
         outcome = conclude(
             self.model, WorkspaceHook().get_conn(), context["dag_run"].run_id,
-            refused=refused, declined=_declined(context),
+            refused=_said(context, REFUSED), declined=_said(context, DECLINED),
         )  # fmt: skip
         self.log.info("outcome: %s", outcome or "no retrain")
         return {"outcome": outcome}
 
 
-def _declined(context: Context) -> str | None:
-    """What a person answered when asked for approval and said no."""
-    if "approve" not in context["dag"].task_ids:
-        return None
-    answer = context["ti"].xcom_pull(task_ids="approve") or {}
-    if "Reject" not in answer.get("chosen_options", []):
-        return None
-    by = (answer.get("responded_by_user") or {}).get("name", "nobody in time")
-    return f"declined by {by}"
+def _said(context: Context, key: str) -> str | None:
+    """What any task of the run left under an XCom key."""
+    found = context["ti"].xcom_pull(task_ids=list(context["dag"].task_ids), key=key) or []
+    return next((str(reason) for reason in found if reason), None)
 
 
 def _state(context: Context, run_id: str) -> str | None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     R = TypeVar("R", bound=Result)
 
-REFUSED = "refused"  # XCom key of a refusal's reason, read by ConcludeRunOperator
+# XCom keys of why a run ended without a verdict, read by ConcludeRunOperator.
+REFUSED = "refused"
+DECLINED = "declined"
 
 
 class StageOperator(BaseOperator, SkipMixin):
@@ -59,7 +61,9 @@ class StageOperator(BaseOperator, SkipMixin):
             context["ti"].xcom_push(key=REFUSED, value=str(error))
             raise AirflowFailException(str(error)) from error
         reference = result.save(workspace.store).to_dict()
-        self.log.info("\n%s", block(self.stage, self.model.name, [*result.describe(), *self.inputs()]))
+        self.log.info(
+            "\n%s", block(self.stage, self.model.name, [*result.describe(), *self.inputs()])
+        )
         self.finish(workspace, context, result, reference)
         return reference
 
@@ -84,7 +88,9 @@ class StageOperator(BaseOperator, SkipMixin):
     def skip_rest(self, context: Context, reference: dict[str, Any]) -> None:
         """End well, with everything downstream visibly skipped (teardown excepted)."""
         context["ti"].xcom_push(key="return_value", value=reference)
-        tasks = [t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown]
+        tasks = [
+            t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown
+        ]
         self.skip(ti=context["ti"], tasks=tasks)
 
 
@@ -103,5 +109,7 @@ def moment(value: Any) -> datetime | None:
         return None
     found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     if found.tzinfo is None:
-        raise ValueError(f"as_of needs a zone, found {value!r}; write it like 2013-02-01T00:00:00+00:00")
+        raise ValueError(
+            f"as_of needs a zone, found {value!r}; write it like 2013-02-01T00:00:00+00:00"
+        )
     return found

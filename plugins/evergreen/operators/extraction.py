@@ -38,13 +38,17 @@ class ExtractSnapshotOperator(StageOperator):
     def run_stage(self, workspace: Workspace, context: Context) -> Snapshot:
         from evergreen.lifecycle.contracts import Decision
         from evergreen.lifecycle.extraction import extract, extract_unscored
-        from evergreen.lifecycle.features import lookback
+        from evergreen.lifecycle.definitions import lookback
 
         reach = lookback(self.model)
         if self.purpose == "train":
             decision = Decision.load(workspace.store, self.decision)
             return extract(
-                self.model, workspace, as_of=decision.as_of, sequence=decision.sequence, lookback=reach
+                self.model,
+                workspace,
+                as_of=decision.as_of,
+                sequence=decision.sequence,
+                lookback=reach,
             )
         keys = context["params"].get("partitions") or ()
         snapshot = extract_unscored(self.model, workspace, lookback=reach, keys=keys)

@@ -26,7 +26,13 @@ class GateOperator(StageOperator):
     """
 
     stage = "gate"
-    template_fields: Sequence[str] = ("decision", "trained", "validation", "evaluation", "infrastructure")
+    template_fields: Sequence[str] = (
+        "decision",
+        "trained",
+        "validation",
+        "evaluation",
+        "infrastructure",
+    )
 
     def __init__(
         self, *, model: Declaration, decision: Any, trained: Any, validation: Any,

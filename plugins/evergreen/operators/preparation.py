@@ -25,7 +25,9 @@ class BuildFeaturesOperator(StageOperator):
     stage = "prepare"
     template_fields: Sequence[str] = ("snapshot", "validation")
 
-    def __init__(self, *, model: Declaration, snapshot: Any, validation: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *, model: Declaration, snapshot: Any, validation: Any, **kwargs: Any
+    ) -> None:
         super().__init__(model=model, **kwargs)
         self.snapshot = snapshot
         self.validation = validation

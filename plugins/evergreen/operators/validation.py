@@ -41,7 +41,9 @@ class ValidateDataOperator(StageOperator):
         with workspace.ledger.read() as session:
             live = records.champion(session, self.model.name)
         before = Snapshot.load(workspace.store, Champion.from_row(live).snapshot) if live else None
-        return validate(self.model, workspace, Snapshot.load(workspace.store, self.snapshot), before)
+        return validate(
+            self.model, workspace, Snapshot.load(workspace.store, self.snapshot), before
+        )
 
     def finish(
         self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
@@ -50,7 +52,8 @@ class ValidateDataOperator(StageOperator):
 
         report = ValidationReport.load(workspace.store, reference)
         snapshot = Snapshot.load(workspace.store, self.snapshot)
-        usable = snapshot.purpose == "score" and len(report.blocked) < len(snapshot.partitions)
+        remaining = [p for p in snapshot.partitions if p.key not in report.blocked]
+        usable = snapshot.purpose == "score" and bool(remaining)
         if report.blocked and not usable:
             reason = f"data is blocked: {', '.join(report.blocked)}; " + "; ".join(
                 f"{c.partition}: {c.name}: {c.observed}, allowed {c.bound}"

@@ -1,0 +1,44 @@
+# Everything a person or CI runs. Needs git, make and Python 3.11 or newer; nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test check bench lock clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.complete ## create .venv from requirements.lock
+
+.venv/.complete: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --editable .
+	@touch $@
+
+demo: setup ## a year of New York flights through Airflow; ARGS="--exit --report FILE"
+	$(BIN)/evergreen demo $(ARGS)
+
+test: setup ## all tests; ARGS="-k gate" passes on to pytest
+	$(BIN)/pytest $(ARGS)
+
+check: setup ## what CI checks besides the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/evergreen check
+	$(BIN)/uv pip check --quiet --python $(BIN)/python
+
+bench: setup ## measured ratios: parsing, imports, overhead
+	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+lock: setup ## resolve requirements.lock anew
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
+	  --quiet --upgrade --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## remove the environment and what the demo made
+	rm -rf .venv .evergreen

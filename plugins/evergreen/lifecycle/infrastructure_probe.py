@@ -1,0 +1,90 @@
+"""The clean process: load a model as a server would, answer, measure, write down.
+
+``python -m evergreen.lifecycle.infrastructure_probe in.json out.json``. Run by
+`evergreen.lifecycle.infrastructure`, never imported by it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+WARM_UP = 5
+#: Rows of one request → how many are timed.
+REQUESTS = {1: 50, 1_000: 12}
+
+
+def main(question: Path, answer: Path) -> None:
+    """Answer the question; a model that fails is an answer with a problem."""
+    asked = json.loads(question.read_text())
+    found: dict[str, Any] = {"loads": False}
+    try:
+        _measure(asked, found)
+    except Exception as error:  # noqa: BLE001 - any failure of the model is what is asked about
+        found["problem"] = f"{type(error).__name__}: {error}"
+    found["memory_mb"] = peak_memory_mb()
+    aside = answer.with_suffix(".aside")
+    aside.write_text(json.dumps(found))
+    aside.replace(answer)
+
+
+def _measure(asked: dict[str, str], found: dict[str, Any]) -> None:
+    import mlflow.pyfunc
+    import numpy as np
+    import pandas as pd
+
+    from evergreen.declaration import Task
+    from evergreen.lifecycle.fitted import digest_of_predictions, features_of, shaped
+
+    rows, task = pd.read_parquet(asked["rows"]), Task(asked["task"])
+    began = perf_counter()
+    model = mlflow.pyfunc.load_model(asked["model"])
+    found["load_seconds"] = round(perf_counter() - began, 3)
+    found["loads"] = True
+    found["signature"] = [[f.name, f.type] for f in features_of(model.metadata.signature)]
+    answers = shaped(task, model.predict(rows))
+    found["predictions_digest"] = digest_of_predictions(answers)
+    if not np.isfinite(answers).all():
+        found["problem"] = f"{int((~np.isfinite(answers)).sum()):,} answers are NaN or infinite"
+    found["latency_ms"] = {}
+    for size, repeats in REQUESTS.items():
+        p50, p95 = np.percentile(_seconds(model, rows, size, repeats), [50, 95]) * 1000
+        unit = "row" if size == 1 else "rows"
+        found["latency_ms"] |= {f"p50_{size}_{unit}": float(p50), f"p95_{size}_{unit}": float(p95)}
+
+
+def _seconds(model: Any, rows: Any, size: int, repeats: int) -> list[float]:
+    """How long each request of ``size`` rows took, once warm."""
+    import numpy as np
+
+    taken = []
+    for k in range(-WARM_UP, repeats):
+        request = rows.iloc[np.arange(k * size, (k + 1) * size) % len(rows)].reset_index(drop=True)
+        began = perf_counter()
+        model.predict(request)
+        if k >= 0:
+            taken.append(perf_counter() - began)
+    return taken
+
+
+def peak_memory_mb() -> float:
+    """This process's largest resident memory so far, in MB.
+
+    Linux counts a parent's memory into ``ru_maxrss`` of what it starts (the mark survives
+    ``exec``), so its own mark is read there.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        marks = (line.split() for line in status.read_text().splitlines())
+        if kib := next((line[1] for line in marks if line[:1] == ["VmHWM:"]), None):
+            return round(int(kib) / 1024, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

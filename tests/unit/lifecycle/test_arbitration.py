@@ -1,0 +1,206 @@
+"""The arbiter: laws of the pure decision, and what the ledger keeps of it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evergreen.declaration import Declaration
+from evergreen.ledger import records
+from evergreen.ledger.tables import PartitionRow, PromotionRow
+from evergreen.lifecycle.arbitration import CAUSES, Situation, arbitrate, conclude, decide
+from evergreen.lifecycle.contracts import Decision
+from evergreen.workspace import Workspace
+from tests.builders import declare, workspace_in
+
+NOW = datetime(2013, 6, 1, tzinfo=UTC)
+TRIGGERS = {
+    "schedule": "@monthly",
+    "new_data": {"min_rows": 100},
+    "cooldown": "7d",
+    "budget": {"runs": 2, "per": "30d"},
+}
+past = st.lists(st.integers(0, 90).map(lambda days: NOW - timedelta(days=days)), max_size=5).map(sorted)
+situations = st.builds(
+    Situation,
+    as_of=st.just(NOW),
+    causes=st.frozensets(st.sampled_from(["manual", "schedule", "new_data"])),
+    new_rows=st.integers(0, 300),
+    trained=past,
+    spent=past,
+    in_flight=st.lists(st.just("other"), max_size=1),
+)
+
+
+def declared(**triggers: Any) -> Declaration:
+    return declare(Path(), triggers={**TRIGGERS, **triggers})
+
+
+@given(situations)
+def test_never_two_at_once(situation: Situation) -> None:
+    answer = decide(declared(), replace(situation, in_flight=["other"]))
+    assert answer.action == "suppress"
+    assert "other" in answer.reasons[0]
+
+
+@given(situations)
+def test_nobody_asking_means_no_retrain(situation: Situation) -> None:
+    assert decide(declared(), replace(situation, causes=frozenset())).action == "suppress"
+
+
+@given(situations)
+def test_a_person_is_heard_unless_a_run_is_under_way(situation: Situation) -> None:
+    asked = replace(situation, causes=situation.causes | {"manual"}, in_flight=())
+    assert decide(declared(), asked).cause == "manual"
+
+
+@given(situations)
+def test_cooldown_and_budget_hold_every_automatic_retrain(situation: Situation) -> None:
+    answer = decide(declared(), replace(situation, causes=situation.causes - {"manual"}))
+    if answer.action == "retrain":
+        assert all(NOW - moment >= timedelta(days=7) for moment in situation.trained)
+        assert sum(NOW - moment < timedelta(days=30) for moment in situation.spent) < 2
+
+
+@given(situations)
+def test_held_back_until_a_moment_means_free_at_that_moment(situation: Situation) -> None:
+    automatic = replace(situation, causes=situation.causes - {"manual"})
+    answer = decide(declared(), automatic)
+    steps = 0
+    while answer.until is not None and steps < 20:  # cooldown first, then budget, then the next
+        assert answer.until > automatic.as_of
+        automatic = replace(automatic, as_of=answer.until)
+        answer = decide(declared(), automatic)
+        steps += 1
+    assert answer.until is None
+
+
+@given(situations)
+def test_an_answer_always_says_why(situation: Situation) -> None:
+    answer = decide(declared(), situation)
+    assert all(answer.reasons)
+    assert answer.reasons
+    assert (answer.cause in CAUSES) == (answer.action == "retrain")
+
+
+def test_too_few_rows_are_told_with_both_numbers() -> None:
+    situation = Situation(as_of=NOW, causes=frozenset({"new_data"}), new_rows=99)
+    answer = decide(declared(schedule=None), situation)
+    assert answer.action == "suppress"
+    assert "99 labels matured" in answer.reasons[0]
+    assert "100 needed" in answer.reasons[0]
+
+
+# through the ledger
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_in(tmp_path)
+
+
+def land(workspace: Workspace, key: str, rows: int = 200, revision: int = 1) -> None:
+    start = datetime.fromisoformat(f"{key}T00:00:00+00:00")
+    end = start + timedelta(days=1)
+    with workspace.ledger.write() as session:
+        row = PartitionRow(
+            model="example", key=key, revision=revision, start=start, end=end, digest=key, rows=rows,
+            late=False, files={}, maturity={end.isoformat(): rows},
+        )  # fmt: skip
+        records.put(session, row, "model", "key", "revision")
+        records.raise_signal(session, "example", "new_data", f"{key}/{revision}", end, {})
+
+
+def ask(workspace: Workspace, run_id: str, **kwargs: Any) -> Decision:
+    return arbitrate(declared(schedule=None), workspace, run_id=run_id, **kwargs)
+
+
+def test_asking_again_gives_the_first_answer(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    first = ask(workspace, "run 1")
+    land(workspace, "2013-02-01")
+    assert ask(workspace, "run 1") == first
+    assert (first.action, first.cause, first.sequence) == ("retrain", "new_data", 1)
+
+
+def test_a_retrain_consumes_signals_and_blocks_the_next_until_it_ends(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    ask(workspace, "run 1")
+    land(workspace, "2013-02-01")
+    held = ask(workspace, "run 2")
+    assert held.action == "suppress"
+    assert "run 1" in held.reasons[0]
+    with workspace.ledger.read() as session:
+        assert [s.key for s in records.open_signals(session, "example")] == ["2013-02-01/1"]
+
+
+def test_a_failed_run_gives_its_signals_back(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    ask(workspace, "run 1")
+    assert conclude(declared(), workspace, "run 1") == "failed"
+    with workspace.ledger.read() as session:
+        assert len(records.open_signals(session, "example")) == 1
+    assert ask(workspace, "run 2").action == "retrain"
+
+
+def test_a_run_killed_before_its_end_is_closed_by_the_next(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    ask(workspace, "run 1")
+    assert ask(workspace, "run 2").action == "suppress"
+    assert ask(workspace, "run 3", run_state=lambda run_id: "failed").action == "retrain"
+
+
+@pytest.mark.parametrize("reason", [{"refused": "blocked data"}, {"declined": "declined by vera"}])
+def test_a_refusal_keeps_the_signals_answered(workspace: Workspace, reason: dict[str, str]) -> None:
+    land(workspace, "2013-01-01")
+    ask(workspace, "run 1")
+    assert conclude(declared(), workspace, "run 1", **reason) == next(iter(reason))
+    with workspace.ledger.read() as session:
+        assert not records.open_signals(session, "example")
+    assert ask(workspace, "run 2").reasons == ("nothing asks for a retrain",)
+
+
+def test_a_run_that_failed_and_was_cleared_counts_as_what_it_became(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    first = ask(workspace, "run 1")
+    conclude(declared(), workspace, "run 1")
+    with workspace.ledger.write() as session:
+        session.add(
+            PromotionRow(
+                model="example", position=1, run_id="run 1", version="1", replaced=None, kind="bootstrap",
+                reason="", as_of=first.as_of, mlflow_run="r", model_uri="u", snapshot_uri="s",
+                snapshot_digest="d", trained_through=first.as_of,
+            )
+        )  # fmt: skip
+    assert conclude(declared(), workspace, "run 1") == "promoted"
+    assert conclude(declared(), workspace, "run 1") == "promoted"
+    with workspace.ledger.read() as session:
+        assert not records.open_signals(session, "example")
+
+
+def test_only_rows_that_matured_since_the_last_training_count(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01", rows=150)
+    ask(workspace, "run 1")
+    conclude(declared(), workspace, "run 1", refused="for the test")
+    land(workspace, "2013-01-02", rows=60)
+    later = ask(workspace, "run 2", as_of=datetime(2013, 3, 1, tzinfo=UTC))
+    assert later.action == "suppress"
+    assert "60 labels matured" in later.reasons[0]
+
+
+def test_without_data_nothing_is_decided(workspace: Workspace) -> None:
+    assert "no data is registered" in ask(workspace, "run 1").reasons[0]
+
+
+def test_a_schedule_is_due_once_per_tick(workspace: Workspace) -> None:
+    land(workspace, "2013-01-31", rows=1)
+    scheduled = declared(new_data=None, cooldown="0d", budget=None)
+    assert arbitrate(scheduled, workspace, run_id="run 1").cause == "schedule"
+    conclude(scheduled, workspace, "run 1", refused="for the test")
+    assert arbitrate(scheduled, workspace, run_id="run 2").action == "suppress"
+    land(workspace, "2013-02-28", rows=1)
+    assert arbitrate(scheduled, workspace, run_id="run 3").cause == "schedule"
