@@ -11,7 +11,7 @@ def check_model(declaration: Declaration) -> None:
     :raises DeclarationError: naming the file, what was found and what is allowed.
     """
     from evergreen.lifecycle.contracts import Feature
-    from evergreen.lifecycle.definitions import load
+    from evergreen.lifecycle.definition_reading import load
     from evergreen.lifecycle.estimators import build_estimator
     from evergreen.lifecycle.expectations import build_suite, read_suite
 

@@ -50,7 +50,7 @@ def run_demo(
     started = time.monotonic()
     with own_airflow(workspace, PROJECT, port) as airflow:
         console.print(f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url} "
-                      f"(user {USER}, password {airflow.password})", highlight=False)  # fmt: skip
+                      f"(user {USER}, password {airflow.password})", highlight=False, soft_wrap=True)  # fmt: skip
         replay = Replay(
             read_declaration(folder), workspace, airflow.client(),
             {"data": datasets["flights"], "weather": datasets["weather"]}, until=_until(months),
@@ -85,22 +85,22 @@ def _until(months: int) -> datetime:
 
 def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
     judged = [row for row in rows if row.metrics and row.partition >= f"{YEAR}-03"]
-    console.print(f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False)
+    console.print(f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False, soft_wrap=True)
     for metric in ("log_loss", "roc_auc") if judged else ():
         means = {who: fmean(row.metrics[who][metric] for row in judged) for who in ("champion", "frozen")}
         console.print(
             f"mean {metric} from March on: champion {means['champion']:.4f}, frozen January model {means['frozen']:.4f}",
-            highlight=False,
+            highlight=False, soft_wrap=True,
         )
     for row in rows:
-        console.print(f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}", highlight=False)
+        console.print(f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}", highlight=False, soft_wrap=True)
 
 
 def _stay(console: Console, workspace: Workspace, url: str, password: str) -> None:
     with _mlflow(workspace) as mlflow:
-        console.print(f"\nAirflow  {url}   user {USER}, password {password}", highlight=False)
-        console.print(f"MLflow   {mlflow}", highlight=False)
-        console.print(f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}", highlight=False)
+        console.print(f"\nAirflow  {url}   user {USER}, password {password}", highlight=False, soft_wrap=True)
+        console.print(f"MLflow   {mlflow}", highlight=False, soft_wrap=True)
+        console.print(f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}", highlight=False, soft_wrap=True)
         console.print("Ctrl-C ends it all.")
         try:
             while True:

@@ -7,6 +7,8 @@
     │   ├── DataBlockedError  data that must not train or be scored
     │   ├── TrainingError     an estimator that can't be fitted, logged or trusted
     │   └── ConflictError     another run changed the champion first
+    ├── CorruptError          stored bytes don't hash to their name
+    ├── JoinError             a point-in-time join lost or doubled rows
     └── UnavailableError      broken infrastructure: the only thing worth a retry
 
 A message names the thing, the place, what was found, what is allowed, and what to do.
@@ -44,6 +46,14 @@ class TrainingError(RefusalError):
 
 class ConflictError(RefusalError):
     """The champion changed between judging a candidate and promoting it."""
+
+
+class CorruptError(EvergreenError):
+    """Stored bytes don't hash to their name."""
+
+
+class JoinError(EvergreenError):
+    """A point-in-time join did not give each row back once."""
 
 
 class UnavailableError(EvergreenError):

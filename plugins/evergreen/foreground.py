@@ -65,7 +65,7 @@ class Foreground:
     @cached_property
     def snapshot(self) -> Snapshot:
         """The training window."""
-        from evergreen.lifecycle.definitions import lookback
+        from evergreen.lifecycle.definition_reading import lookback
         from evergreen.lifecycle.extraction import extract
 
         return extract(
@@ -130,7 +130,7 @@ class Foreground:
 
     def score(self) -> ScoreReport:
         """Predictions for what has none; this one does write, as the DAG would."""
-        from evergreen.lifecycle.definitions import lookback
+        from evergreen.lifecycle.definition_reading import lookback
         from evergreen.lifecycle.extraction import extract_unscored
         from evergreen.lifecycle.preparation import prepare
         from evergreen.lifecycle.scoring import score

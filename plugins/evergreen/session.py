@@ -62,7 +62,7 @@ def show(replay: Replay, console: Console) -> list[Row]:
         replay.airflow.wait_for_dag(f"{replay.declaration.name}.{family}", timeout=120)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows = []
-    console.print(views.replay_heading(primary, second), style="bold", highlight=False)
+    console.print(views.replay_heading(primary, second), style="bold", highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(replay.declaration.name, total=len(replay.cuts))
         for row in replay.run():

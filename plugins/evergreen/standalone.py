@@ -53,6 +53,8 @@ FIXED = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_COLOR": "1",
+    # Stages run side by side; OpenMP threads that spin while they wait take each other's cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "NO_PROXY": f"{HOST},localhost",
 }
 

@@ -21,17 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from evergreen.errors import EvergreenError, unavailable
+from evergreen.errors import CorruptError, unavailable
 
 if TYPE_CHECKING:
     import pandas as pd
     from upath import UPath
 
 _CHUNK = 1 << 20
-
-
-class CorruptError(EvergreenError):
-    """Stored bytes don't hash to their name."""
 
 
 def digest_of(value: Any) -> str:

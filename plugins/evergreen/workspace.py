@@ -16,7 +16,12 @@ from evergreen.declaration import Declaration
 from evergreen.ledger import Ledger
 from evergreen.store import Store
 
-QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# Nothing calls out; and OpenMP threads that spin while they wait would take busy cores from others.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 @dataclass(frozen=True)

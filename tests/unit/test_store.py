@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergreen.errors import UnavailableError
-from evergreen.store import CorruptError, Store, digest_of
+from evergreen.errors import CorruptError, UnavailableError
+from evergreen.store import Store, digest_of
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

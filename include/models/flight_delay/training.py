@@ -30,7 +30,7 @@ def build(
         max_leaf_nodes=max_leaf_nodes,
         min_samples_leaf=min_samples_leaf,
         l2_regularization=l2_regularization,
-        categorical_features=range(len(CATEGORIES)),
+        categorical_features=list(range(len(CATEGORIES))),
         early_stopping=False,
         random_state=random_state,
     )

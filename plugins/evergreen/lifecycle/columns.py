@@ -43,8 +43,7 @@ def typed(values: pd.Series, kind: Kind) -> pd.Series:
     if kind == "string":
         text: pd.Series = plain.map(str, na_action="ignore").where(there, cast("Any", None))
         return text
-    if there.any() and kind_of(values) != "number":
-        raise TypeError(f"column {values.name} holds {values.dtype} values that are not numbers")
+    _require_numbers(values)
     return plain.where(there, float("nan")).astype("float64")
 
 
@@ -55,7 +54,8 @@ def keyed(values: pd.Series, kind: Kind) -> pd.Series:
     """
     if kind == "string":
         return typed(values, "string").astype("string")
-    return typed(values, "number").astype("Int64")
+    _require_numbers(values)
+    return values.astype("Int64")  # not by way of float64, which is exact only to 2**53
 
 
 def of_its_kind(values: pd.Series) -> pd.Series:
@@ -66,3 +66,8 @@ def of_its_kind(values: pd.Series) -> pd.Series:
 def missing(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
     """The names that a frame doesn't have."""
     return [name for name in names if name not in frame.columns]
+
+
+def _require_numbers(values: pd.Series) -> None:
+    if values.notna().any() and kind_of(values) != "number":
+        raise TypeError(f"column {values.name} holds {values.dtype} values that are not numbers")

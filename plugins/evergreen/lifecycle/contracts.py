@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from evergreen.ledger.tables import DecisionRow, PartitionRow, PromotionRow
 from evergreen.store import Store
@@ -278,7 +278,7 @@ class FeatureSet(Result):
     training_rows: int = 0
     holdout_rows: int = 0
     digest_of_rows: str = ""
-    reused: int = 0
+    reused: int = Field(default=0, exclude=True)  # said in the log; a repeat must not differ by it
 
     def describe(self) -> Iterator[str]:
         yield f"snapshot {self.snapshot[:12]}: {self.rows:,} rows in, {self.rows:,} out, none lost or doubled"

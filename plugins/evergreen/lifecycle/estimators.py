@@ -27,6 +27,10 @@ TRUSTED_TYPES = (
     # Arrays of tree nodes, as plain state.
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
+    # How HistGradientBoosting with categorical columns checks its input: a partial call, whose
+    # function must be on this list too, of a function that only validates.
+    "functools.partial",
+    "sklearn.utils.validation.check_array",
     # Plain holders of fitted calibrators.
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",

@@ -176,7 +176,8 @@ def _keep(
     """Write every answer beside its label; the URI of the table."""
     rows = holdout.rows
     columns: dict[str, Any] = {
-        "partition": rows["partition"], "row_id": rows["row_id"], "label": holdout.labels
+        "partition": rows["partition"], "row_id": rows["row_id"],
+        "event_timestamp": rows["event_timestamp"], "label": holdout.labels
     }  # fmt: skip
     for who, found in answers.items():
         several = found.ndim > 1
@@ -224,6 +225,7 @@ def _importances(
     """
     import numpy as np
     from sklearn.inspection import permutation_importance
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     seed, metric = declaration.training.seed, declaration.primary
     sign = 1 if metric.greater_is_better else -1
@@ -238,19 +240,15 @@ def _importances(
         )
 
     found = {}
-    for who, model in models.items():
-        frame = input_frame(rows.iloc[drawn], model.features).reset_index(drop=True)
-        lost = permutation_importance(
-            model.estimator,
-            frame,
-            labels[drawn],
-            scoring=score,
-            n_repeats=REPEATS,
-            random_state=seed,
-        ).importances_mean
-        found[who] = {
-            name: float(v) for name, v in zip(frame.columns, lost, strict=True) if np.isfinite(v)
-        }
+    with threadpool_limits(1):  # thousands of small answers: threads would only wait for each other
+        for who, model in models.items():
+            frame = input_frame(rows.iloc[drawn], model.features).reset_index(drop=True)
+            lost = permutation_importance(
+                model.estimator, frame, labels[drawn],
+                scoring=score, n_repeats=REPEATS, random_state=seed,
+            ).importances_mean  # fmt: skip
+            named = zip(frame.columns, lost, strict=True)
+            found[who] = {name: float(value) for name, value in named if np.isfinite(value)}
     return found
 
 

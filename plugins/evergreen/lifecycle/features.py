@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
-from evergreen.errors import EvergreenError
+from evergreen.errors import JoinError
 from evergreen.lifecycle.contracts import FeatureSet
 from evergreen.lifecycle.definition_reading import load, lookback
 from evergreen.lifecycle.definitions import TIMESTAMP, Definitions
@@ -36,10 +36,6 @@ __all__ = [
 OFFLINE_STORE = "evergreen.lifecycle.pointintime.AsOfOfflineStore"
 _DIGEST = "evergreen.definitions"
 _READ_AT_ONCE = 5000
-
-
-class JoinError(EvergreenError):
-    """A point-in-time join lost or doubled rows."""
 
 
 def table_folder(model: str, view: str) -> str:
@@ -177,12 +173,12 @@ def materialize_tables(
 def _latest(
     store: Store, uris: Sequence[str], keys: list[str], start: datetime, end: datetime
 ) -> pd.DataFrame:
-    """Each key's newest row of [start, end). A row with a missing key can't be asked for."""
+    """Each key's newest row of [start, end)."""
     import pandas as pd
 
     frames = [store.get_table(uri) for uri in uris]
     table = pd.concat([f[(f[TIMESTAMP] >= start) & (f[TIMESTAMP] < end)] for f in frames])
-    table = table.dropna(subset=keys).sort_values([TIMESTAMP, *keys])
+    table = table.sort_values([TIMESTAMP, *keys])
     return table.drop_duplicates(keys, keep="last").reset_index(drop=True)
 
 

@@ -29,7 +29,7 @@ from evergreen.workspace import QUIET, Workspace
 TIMEOUT = 180.0
 #: What a process needs to start; credentials are not among it, the model is handed over as files.
 _ENVIRONMENT = (
-    "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS",
+    "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
     "OPENBLAS_NUM_THREADS", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ",
 )  # fmt: skip
 
@@ -103,7 +103,13 @@ def _check_types(declaration: Declaration, model: Path) -> None:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return {**kept, **QUIET, "PYTHONPATH": str(Path(evergreen.__file__).parents[1])}
+    # OpenMP threads that spin while they wait make busy cores many times slower.
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **kept,
+        **QUIET,
+        "PYTHONPATH": str(Path(evergreen.__file__).parents[1]),
+    }
 
 
 def _report(trained: TrainedModel, found: dict[str, Any]) -> InfrastructureReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
@@ -83,3 +84,18 @@ def _digest(folder: Path, *endings: str) -> str:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def git_commit(declaration: Declaration) -> str | None:
+    """The commit of a model's folder, with ``+changes`` when files differ from it; None outside Git."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(declaration.folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - our own words
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--", ".") else commit

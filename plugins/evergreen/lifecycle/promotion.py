@@ -16,7 +16,7 @@ from evergreen.declaration import Declaration
 from evergreen.errors import ConflictError
 from evergreen.ledger import records
 from evergreen.ledger.tables import PromotionRow
-from evergreen.lifecycle import features, tracking
+from evergreen.lifecycle import features, registry
 from evergreen.lifecycle.contracts import (
     Decision,
     FeatureSet,
@@ -43,7 +43,7 @@ def promote(
             f"{declaration.name}: the verdict of {decision.run_id} is {verdict.verdict} "
             f"({verdict.reason}); only a promoting verdict can go live."
         )
-    version = tracking.register_version(
+    version = registry.register_version(
         workspace, declaration, trained.mlflow_run, trained.model_uri,
         {"evergreen.verdict": verdict.verdict, "evergreen.reason": verdict.reason[:5000],
          "evergreen.cause": decision.cause or "", "evergreen.dag_run": decision.run_id},
@@ -102,7 +102,7 @@ def _carry_out(
         live = records.champion(session, declaration.name)
     if live is None or live.id != row.id:
         return {}
-    tracking.set_champion(workspace, declaration, row.version)
+    registry.set_champion(workspace, declaration, row.version)
     _note(workspace, row, "aliased")
     materialized = features.materialize(declaration, workspace, feature_set)
     _note(workspace, row, "materialized")

@@ -102,7 +102,8 @@ class FeatureTables:
             return self._frame(partition, source).copy(deep=False)
         frames = [self._frame(p, source) for p in self.covering(partition, span)]
         rows = pd.concat(frames, ignore_index=True)
-        return rows[rows[time_columns(self.declaration, source)[0]] >= partition.start - span]
+        times = rows[time_columns(self.declaration, source)[0]]
+        return rows[times >= partition.start - span].copy()  # theirs to alter
 
     def _frame(self, partition: Partition, source: str) -> pd.DataFrame:
         key = (partition.digest, source)
@@ -126,7 +127,10 @@ class FeatureTables:
         return uri and uri.removeprefix(f"{self.store.root}/")
 
     def _checked(self, view: str, made: Any, partition: Partition) -> pd.DataFrame:
-        """The partition's own rows of what a prepare function made: typed, unique, sorted."""
+        """The partition's own rows of what a prepare function made: typed, unique, sorted.
+
+        A row without its whole key can't be asked for and is left out.
+        """
         import pandas as pd
 
         keys, features = self.definitions.keys(view), self.definitions.columns(view)
@@ -151,7 +155,7 @@ class FeatureTables:
             raise self._refusal(
                 view, f"returned a column of another type: {error}", "its schema"
             ) from error
-        table = pd.DataFrame(columns)
+        table = pd.DataFrame(columns).dropna(subset=[key.name for key in keys])
         by = [TIMESTAMP, *(key.name for key in keys)]
         if (twice := table.duplicated(by)).any():
             first = table.loc[twice, by].astype(str).iloc[0].to_dict()

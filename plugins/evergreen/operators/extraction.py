@@ -38,7 +38,7 @@ class ExtractSnapshotOperator(StageOperator):
     def run_stage(self, workspace: Workspace, context: Context) -> Snapshot:
         from evergreen.lifecycle.contracts import Decision
         from evergreen.lifecycle.extraction import extract, extract_unscored
-        from evergreen.lifecycle.definitions import lookback
+        from evergreen.lifecycle.definition_reading import lookback
 
         reach = lookback(self.model)
         if self.purpose == "train":

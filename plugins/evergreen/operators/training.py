@@ -39,13 +39,19 @@ class TrainModelOperator(StageOperator):
         return train(
             self.model, workspace, feature_set, Reference.model_validate(self.features),
             feature_set.snapshot, run_key=decision.run_id, as_of=decision.as_of,
-            cause=decision.cause, tune=decision.tune, lineage=_lineage(context),
+            cause=decision.cause, tune=decision.tune, lineage=_lineage(self.model, context),
         )  # fmt: skip
 
 
-def _lineage(context: Context) -> dict[str, str]:
-    """Which run of which DAG, in which version of its bundle."""
+def _lineage(model: Declaration, context: Context) -> dict[str, str]:
+    """Which run of which DAG, in which version of its bundle, from which commit."""
+    from evergreen.lifecycle.modules import git_commit
+
     bundle = getattr(context["ti"], "bundle_instance", None)
-    version = getattr(bundle, "version", None)
-    found = {"dag_id": context["dag"].dag_id, "dag_run": context["dag_run"].run_id}
-    return {**found, "bundle_version": str(version)} if version else found
+    found = {
+        "dag_id": context["dag"].dag_id,
+        "dag_run": context["dag_run"].run_id,
+        "bundle_version": getattr(bundle, "version", None),
+        "git_commit": git_commit(model),
+    }
+    return {name: str(value) for name, value in found.items() if value}

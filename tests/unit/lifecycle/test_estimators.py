@@ -15,17 +15,26 @@ from tests.feature_sets import FEATURES, example_rows
 SEED = 20130101
 
 
-def _declare(folder: Path, estimator: str, task: str = "binary_classification", **training: Any) -> Declaration:
+def _declare(
+    folder: Path, estimator: str, task: str = "binary_classification", **training: Any
+) -> Declaration:
     primary = "r2" if task == "regression" else "log_loss"
     return declare(
-        folder, task=task, training={"estimator": estimator, **training}, evaluation={"primary": primary}
+        folder,
+        task=task,
+        training={"estimator": estimator, **training},
+        evaluation={"primary": primary},
     )
 
 
 @pytest.mark.parametrize(
     ("estimator", "task", "encoder"),
     [
-        ("sklearn.ensemble.HistGradientBoostingClassifier", "binary_classification", "OrdinalEncoder"),
+        (
+            "sklearn.ensemble.HistGradientBoostingClassifier",
+            "binary_classification",
+            "OrdinalEncoder",
+        ),
         ("lightgbm.LGBMClassifier", "multiclass_classification", "OrdinalEncoder"),
         ("xgboost.XGBRegressor", "regression", "OrdinalEncoder"),
         ("sklearn.linear_model.LogisticRegression", "binary_classification", "OneHotEncoder"),
@@ -66,7 +75,9 @@ def test_libraries_and_index_labels_are_known(tmp_path: Path) -> None:
     boosted = build_estimator(_declare(tmp_path, "xgboost.XGBClassifier"), FEATURES)
     assert libraries(boosted) == ("sklearn", "xgboost")
     assert wants_indices(boosted)
-    assert not wants_indices(build_estimator(_declare(tmp_path, "lightgbm.LGBMClassifier"), FEATURES))
+    assert not wants_indices(
+        build_estimator(_declare(tmp_path, "lightgbm.LGBMClassifier"), FEATURES)
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,8 +89,16 @@ def test_libraries_and_index_labels_are_known(tmp_path: Path) -> None:
         ("sklearn.linear_model.Ridge", {}, "Ridge; binary_classification needs .* classifier"),
         ("sklearn.svm.LinearSVC", {}, "LinearSVC; .* with predict_proba"),
         ("collections.OrderedDict", {}, "no estimator class OrderedDict"),
-        ("sklearn.linear_model.LogisticRegression", {"parameters": {"c": 1}}, "no parameter c; .* C,"),
-        ("lightgbm.LGBMClassifier", {"parameters": {"learing_rate": 1}}, "no parameter learing_rate"),
+        (
+            "sklearn.linear_model.LogisticRegression",
+            {"parameters": {"c": 1}},
+            "no parameter c; .* C,",
+        ),
+        (
+            "lightgbm.LGBMClassifier",
+            {"parameters": {"learing_rate": 1}},
+            "no parameter learing_rate",
+        ),
         ("xgboost.XGBClassifier", {"parameters": {"learing_rate": 1}}, "no parameter learing_rate"),
     ],
 )
@@ -92,7 +111,7 @@ def test_what_cannot_be_built_is_said_by_name(
 
 def test_a_function_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "training.py").write_text("def build():\n    raise RuntimeError('no')\n")
-    with pytest.raises(DeclarationError, match="training:build fails .* RuntimeError: no"):
+    with pytest.raises(DeclarationError, match=r"training:build fails .* RuntimeError: no"):
         build_estimator(_declare(tmp_path, "training:build"), FEATURES)
     with pytest.raises(DeclarationError, match="no function construct"):
         build_estimator(_declare(tmp_path, "training:construct"), FEATURES)

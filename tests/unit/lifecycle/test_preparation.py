@@ -376,3 +376,36 @@ def test_without_a_module_the_newest_row_of_each_entity_goes_online(
     asked = [{"origin": "JFK"}, {"origin": "EWR"}]
     answer = store.get_online_features(store.get_feature_service("example"), asked).to_dict()
     assert answer["distance"] == [47.0, 46.0]
+
+
+def test_whole_number_keys_are_exact_and_a_missing_one_joins_nothing(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    data = {"entities": ["ticket"]}
+    declaration = declare(tmp_path, data=data)
+    frame = flights(DAYS[0]).assign(event_timestamp=pd.Timestamp(DAYS[0], tz="UTC"))
+    tickets = pd.array([2**60 + n for n in range(48)], dtype="Int64")
+    tickets[5] = pd.NA
+    full = flights(DAYS[1]).assign(ticket=range(2**60, 2**60 + 48))
+    first = store_frame(workspace, frame.assign(ticket=tickets), key=DAYS[0])
+    found = prepared(declaration, workspace, first, purpose="score")
+    rows = read_rows(workspace.store, found, "all")
+    assert rows["distance"].dropna().tolist() == [n for n in range(48) if n != 5]
+    second = store_frame(workspace, full, key=DAYS[1])
+    found = prepared(declaration, workspace, second, purpose="score")
+    assert read_rows(workspace.store, found, "all")["ticket"].tolist() == full["ticket"].tolist()
+    features.materialize(declaration, workspace, found)
+    store = features.open_store(declaration, workspace)
+    asked = [{"ticket": 2**60 + 1}, {"ticket": 2**60 + 2}]
+    assert store.get_online_features(["example:distance"], asked).to_dict()["distance"] == [1, 2]
+
+
+def test_without_a_time_to_live_the_lookback_is_as_far_as_a_day_sees(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    declaration = declare_flights(tmp_path / "example", MODULE.replace("hours=3", "0"))
+    first, second, _ = store_days(workspace)
+    assert features.lookback(declaration) == timedelta(hours=12)
+    found = prepared(declaration, workspace, first, second, purpose="score")
+    rows = read_rows(workspace.store, found, "all")
+    assert rows["temp"].isna().sum() == 2, "only those before the first observation"

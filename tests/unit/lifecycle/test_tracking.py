@@ -28,7 +28,9 @@ def declaration(tmp_path: Path) -> Declaration:
 
 
 def test_a_run_is_found_again_by_its_key(workspace: Workspace, declaration: Declaration) -> None:
-    first = tracking.find_or_create_run(workspace, declaration, "train/1", {"evergreen.model": "example"})
+    first = tracking.find_or_create_run(
+        workspace, declaration, "train/1", {"evergreen.model": "example"}
+    )
     assert tracking.find_or_create_run(workspace, declaration, "train/1", {}) == first
     assert tracking.find_or_create_run(workspace, declaration, "train/2", {}) != first
     assert tracking.tags_of(workspace, first)["evergreen.model"] == "example"
@@ -73,10 +75,14 @@ def test_logging_twice_changes_nothing(workspace: Workspace, declaration: Declar
 
 def test_artifacts_lie_in_the_store(workspace: Workspace, declaration: Declaration) -> None:
     run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
-    assert tracking.client(workspace).get_run(run).info.artifact_uri.startswith(workspace.store.root)
+    assert (
+        tracking.client(workspace).get_run(run).info.artifact_uri.startswith(workspace.store.root)
+    )
 
 
-def test_a_half_made_logged_model_is_deleted(workspace: Workspace, declaration: Declaration) -> None:
+def test_a_half_made_logged_model_is_deleted(
+    workspace: Workspace, declaration: Declaration
+) -> None:
     run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
     client, experiment = tracking.client(workspace), tracking.experiment_id(workspace, declaration)
     client.create_logged_model(experiment, "model", run)

@@ -138,8 +138,8 @@ def test_a_sigkilled_process_leaves_nothing_twice(moment: str, workspace: Worksp
     search = {"parameters": {"max_leaf_nodes": [4, 8], "learning_rate": [0.1, 0.3]}, "folds": 2}
     declaration = _declare(workspace, search=search)
     prepared = store_features(workspace, example_rows(per_day=60))
-    script = Path(__file__).with_name("killed_training.py")
     root = Path(__file__).parents[3]
+    script = root / "tests" / "killed_training.py"
     environment = {**os.environ, "PYTHONPATH": f"{root / 'plugins'}{os.pathsep}{root}"}
     done = subprocess.run(
         [
@@ -236,7 +236,7 @@ def test_an_untrusted_type_is_named_with_where_to_declare_it(workspace: Workspac
         _train(declaration, workspace, prepared)
     assert _logged(workspace, declaration) == []
     trained = _train(_declare(workspace, **neighbours, trusted_types=[name]), workspace, prepared)
-    with pytest.raises(TrainingError, match="training.trusted_types"):
+    with pytest.raises(TrainingError, match=r"training\.trusted_types"):
         load_fitted(workspace, declaration, trained.model_uri)
 
 
@@ -253,16 +253,18 @@ def test_a_class_of_the_models_folder_is_refused(workspace: Workspace) -> None:
         "    return make_pipeline(numbers, Own())\n"
     )
     prepared = store_features(workspace, example_rows())
-    with pytest.raises(TrainingError, match="the model holds Own, .*a server doesn't have"):
+    with pytest.raises(TrainingError, match=r"the model holds Own, .*a server doesn't have"):
         _train(declaration, workspace, prepared)
 
 
 def test_a_wrong_search_or_fit_is_said_by_name(workspace: Workspace) -> None:
     prepared = store_features(workspace, example_rows())
     with pytest.raises(DeclarationError, match="no parameter max_leafs"):
-        _train(_declare(workspace, search={"parameters": {"max_leafs": [3, 4]}}), workspace, prepared)
+        _train(
+            _declare(workspace, search={"parameters": {"max_leafs": [3, 4]}}), workspace, prepared
+        )
+    bad = _declare(workspace, parameters={"max_iter": -1})
     with pytest.raises(TrainingError, match="can't be fitted on 480 rows"):
-        bad = _declare(workspace, parameters={"max_iter": -1})
         _train(bad, workspace, prepared, "train/2")
 
 

@@ -1,4 +1,4 @@
-"""A process that trains, and ends itself by SIGKILL at a named moment. Run by test_training.py."""
+"""A process that trains, and ends itself by SIGKILL at a named moment. Run by `test_training`."""
 
 import os
 import signal
