@@ -224,8 +224,8 @@ class Replay:
         store = self.workspace.store
         rows = store.get_table(score.uri)
         raw = read_raw(store, self.declaration, main_file(partition), columns=[self.declaration.data.label.column])
-        rows["label"] = raw[self.declaration.data.label.column].reindex(rows["row_id"]).to_numpy()
-        rows["label_timestamp"] = label_timestamps(self.declaration, raw).reindex(rows["row_id"]).to_numpy()
-        rows["label_timestamp"] = rows["label_timestamp"].dt.tz_localize("UTC")
+        answered = rows["row_id"].to_numpy()
+        rows["label"] = raw[self.declaration.data.label.column].reindex(answered).array
+        rows["label_timestamp"] = label_timestamps(self.declaration, raw).reindex(answered).array
         answers = answers_of(self._first, self.declaration.name, rows)
         return realised(self.declaration, self._first, rows, answers, partition.end)

@@ -187,10 +187,10 @@ def _verdict(
     if comparison[-1].passed:
         word = "better" if bound >= 0 else "not worse"
         return "promote", f"{word} than champion {evidence.champion.version}: {found}"
-    if difference.high <= bound:
+    if difference.high < bound:
         return (
             "reject",
-            f"not better than champion {evidence.champion.version}: {found}, must exceed {bound:g}",
+            f"worse than champion {evidence.champion.version}: {found}, must exceed {bound:g}",
         )
     return "inconclusive", f"the interval spans {bound:g}: {found}"
 
