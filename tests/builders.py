@@ -70,9 +70,15 @@ def store_frame(
         for name, each in frames.items()
     }
     return Partition(
-        key=key, revision=revision, sequence=sequence, start=period.start(key), end=period.end(key),
-        digest=digest_of({name: file.sha256 for name, file in files.items()}), rows=len(frame), files=files,
-    )  # fmt: skip
+        key=key,
+        revision=revision,
+        sequence=sequence,
+        start=period.start(key),
+        end=period.end(key),
+        digest=digest_of({name: file.sha256 for name, file in files.items()}),
+        rows=len(frame),
+        files=files,
+    )
 
 
 def snapshot_of(
@@ -86,11 +92,19 @@ def snapshot_of(
     """A snapshot of partitions, oldest first; whatever isn't immature or never labelled matured."""
     rows = sum(partition.rows for partition in partitions)
     return Snapshot(
-        model="example", purpose=purpose, as_of=as_of, start=partitions[0].start, end=partitions[-1].end,
-        partitions=partitions, context=context, rows=rows, matured=rows - immature - never,
-        immature=immature, never=never,
+        model="example",
+        purpose=purpose,
+        as_of=as_of,
+        start=partitions[0].start,
+        end=partitions[-1].end,
+        partitions=partitions,
+        context=context,
+        rows=rows,
+        matured=rows - immature - never,
+        immature=immature,
+        never=never,
         columns={name: file.columns for name, file in partitions[-1].files.items()},
-    )  # fmt: skip
+    )
 
 
 def _store_file(workspace: Workspace, uri: str, frame: pd.DataFrame) -> PartitionFile:
@@ -107,6 +121,11 @@ def _store_file(workspace: Workspace, uri: str, frame: pd.DataFrame) -> Partitio
     stored, sha, size = workspace.store.put_object(content)
     schema = pa.Schema.from_pandas(frame, preserve_index=False)
     return PartitionFile(
-        uri=uri, sha256=sha, bytes=size, rows=len(frame), stored=stored, fingerprint=sha,
+        uri=uri,
+        sha256=sha,
+        bytes=size,
+        rows=len(frame),
+        stored=stored,
+        fingerprint=sha,
         columns={field.name: str(field.type) for field in schema},
-    )  # fmt: skip
+    )

@@ -53,7 +53,7 @@ def example_rows(task: str = "binary", *, per_day: int = 120, seed: int = 0) -> 
             "gust": np.where(rng.random(n) < 0.7, np.nan, rng.normal(size=n)),
             "carrier": carrier,
         }
-    )  # fmt: skip
+    )
 
 
 def store_features(
@@ -67,16 +67,28 @@ def store_features(
         start = datetime.fromisoformat(f"{key}T00:00:00+00:00")
         parts.append(
             FeaturePart(
-                partition=str(key), start=start, end=start + timedelta(days=1), digest=digest,
-                uri=workspace.store.put_table(f"tables/features/{digest}.parquet", table), rows=len(table),
+                partition=str(key),
+                start=start,
+                end=start + timedelta(days=1),
+                digest=digest,
+                uri=workspace.store.put_table(f"tables/features/{digest}.parquet", table),
+                rows=len(table),
             )
-        )  # fmt: skip
+        )
     holdout = START + timedelta(days=DAYS - 1)
     before = int((rows["event_timestamp"] < holdout).sum())
     feature_set = FeatureSet(
-        model="example", purpose="train", snapshot="s" * 64, as_of=AS_OF, features=tuple(features),
-        parts=tuple(parts), rows=len(rows), training_end=holdout, holdout_start=holdout,
-        training_rows=before, holdout_rows=len(rows) - before,
+        model="example",
+        purpose="train",
+        snapshot="s" * 64,
+        as_of=AS_OF,
+        features=tuple(features),
+        parts=tuple(parts),
+        rows=len(rows),
+        training_end=holdout,
+        holdout_start=holdout,
+        training_rows=before,
+        holdout_rows=len(rows) - before,
         digest_of_rows=digest_of([part.digest for part in parts]),
-    )  # fmt: skip
+    )
     return feature_set, feature_set.save(workspace.store)

@@ -48,7 +48,13 @@ if __name__ == "__main__":
     feature_set = FeatureSet.model_validate_json(features)
     _die_at(moment)
     train(
-        declaration, workspace_in(Path(home)), feature_set, Reference.model_validate_json(reference),
-        feature_set.snapshot, run_key="train/1", as_of=AS_OF, cause="drift",
+        declaration,
+        workspace_in(Path(home)),
+        feature_set,
+        Reference.model_validate_json(reference),
+        feature_set.snapshot,
+        run_key="train/1",
+        as_of=AS_OF,
+        cause="drift",
         lineage={"git_commit": "abc", "dag_run": "r1"},
-    )  # fmt: skip
+    )

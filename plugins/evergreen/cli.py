@@ -68,7 +68,9 @@ def status(
     from evergreen.reporting import status_of
 
     workspace = Workspace.from_environment()
-    declared = [_declared(models, model)] if model else list(map(read_declaration, model_files(models)))
+    declared = (
+        [_declared(models, model)] if model else list(map(read_declaration, model_files(models)))
+    )
     _print([status_of(d, workspace) for d in declared], as_json, views.status)
 
 
@@ -85,7 +87,10 @@ def history(model: Model, models: Models = MODELS, as_json: Json = False) -> Non
 def stage(
     name: Annotated[str, typer.Argument(help="ingest, arbitrate, extract, …, gate, score")],
     model: Model,
-    as_of: Annotated[datetime, typer.Option("--as-of", help="The moment to run for, like 2013-02-01T00:00:00+00:00.")],
+    as_of: Annotated[
+        datetime,
+        typer.Option("--as-of", help="The moment to run for, like 2013-02-01T00:00:00+00:00."),
+    ],
     models: Models = MODELS,
 ) -> None:
     """Run one stage in the foreground, for a debugger. Promotes nothing."""
@@ -115,8 +120,12 @@ def retrain(
 @app.command()
 def replay(
     model: Model,
-    dataset: Annotated[Path, typer.Argument(help="Parquet or CSV with all rows of the model's own table.")],
-    source: Annotated[list[str] | None, typer.Option(help="NAME=FILE for each further source.")] = None,
+    dataset: Annotated[
+        Path, typer.Argument(help="Parquet or CSV with all rows of the model's own table.")
+    ],
+    source: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE for each further source.")
+    ] = None,
     until: Annotated[datetime | None, typer.Option(help="Leave out rows from then on.")] = None,
     airflow: Airflow = None,
     models: Models = MODELS,
@@ -143,7 +152,17 @@ def demo(
     from evergreen.demo import run_demo
 
     stay = sys.stdout.isatty() and not leave
-    _write(report, run_demo(console, stay=stay, fresh=fresh, months=months, port=port, done=lambda rows: _write(report, rows)))
+    _write(
+        report,
+        run_demo(
+            console,
+            stay=stay,
+            fresh=fresh,
+            months=months,
+            port=port,
+            done=lambda rows: _write(report, rows),
+        ),
+    )
 
 
 def main() -> None:
@@ -154,7 +173,9 @@ def main() -> None:
     try:
         app()
     except (EvergreenError, AirflowError, StandaloneError) as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]", str(error), sep="\n", highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}[/]", str(error), sep="\n", highlight=False
+        )
         raise SystemExit(1) from None
 
 

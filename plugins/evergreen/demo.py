@@ -33,9 +33,14 @@ YEAR = 2013
 
 
 def run_demo(
-    console: Console, *, stay: bool, fresh: bool, months: int, port: int,
+    console: Console,
+    *,
+    stay: bool,
+    fresh: bool,
+    months: int,
+    port: int,
     done: Callable[[list[Row]], None] = lambda rows: None,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``."""
     folder = PROJECT / "include" / "models" / MODEL
     if not folder.is_dir():
@@ -49,12 +54,19 @@ def run_demo(
     datasets = _datasets(folder, home)
     started = time.monotonic()
     with own_airflow(workspace, PROJECT, port) as airflow:
-        console.print(f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url} "
-                      f"(user {USER}, password {airflow.password})", highlight=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url} "
+            f"(user {USER}, password {airflow.password})",
+            highlight=False,
+            soft_wrap=True,
+        )
         replay = Replay(
-            read_declaration(folder), workspace, airflow.client(),
-            {"data": datasets["flights"], "weather": datasets["weather"]}, until=_until(months),
-        )  # fmt: skip
+            read_declaration(folder),
+            workspace,
+            airflow.client(),
+            {"data": datasets["flights"], "weather": datasets["weather"]},
+            until=_until(months),
+        )
         since = time.monotonic()
         rows = show(replay, console)
         _sum_up(console, rows, time.monotonic() - since)
@@ -85,22 +97,37 @@ def _until(months: int) -> datetime:
 
 def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
     judged = [row for row in rows if row.metrics and row.partition >= f"{YEAR}-03"]
-    console.print(f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False, soft_wrap=True)
+    console.print(
+        f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False, soft_wrap=True
+    )
     for metric in ("log_loss", "roc_auc") if judged else ():
-        means = {who: fmean(row.metrics[who][metric] for row in judged) for who in ("champion", "frozen")}
+        means = {
+            who: fmean(row.metrics[who][metric] for row in judged) for who in ("champion", "frozen")
+        }
         console.print(
             f"mean {metric} from March on: champion {means['champion']:.4f}, frozen January model {means['frozen']:.4f}",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )
     for row in rows:
-        console.print(f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _stay(console: Console, workspace: Workspace, url: str, password: str) -> None:
     with _mlflow(workspace) as mlflow:
-        console.print(f"\nAirflow  {url}   user {USER}, password {password}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\nAirflow  {url}   user {USER}, password {password}", highlight=False, soft_wrap=True
+        )
         console.print(f"MLflow   {mlflow}", highlight=False, soft_wrap=True)
-        console.print(f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}", highlight=False, soft_wrap=True)
+        console.print(
+            f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}",
+            highlight=False,
+            soft_wrap=True,
+        )
         console.print("Ctrl-C ends it all.")
         try:
             while True:
@@ -113,8 +140,20 @@ def _stay(console: Console, workspace: Workspace, url: str, password: str) -> No
 def _mlflow(workspace: Workspace) -> Iterator[str]:
     """MLflow's own UI over the demo's tracking database."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.tracking_uri,
-               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        workspace.tracking_uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with (workspace.home / "mlflow-server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=workspace.home)  # noqa: S603 - our own arguments
         try:

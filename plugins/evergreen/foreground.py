@@ -69,16 +69,20 @@ class Foreground:
         from evergreen.lifecycle.extraction import extract
 
         return extract(
-            self.declaration, self.workspace, as_of=self.as_of, sequence=self.decision.sequence,
+            self.declaration,
+            self.workspace,
+            as_of=self.as_of,
+            sequence=self.decision.sequence,
             lookback=lookback(self.declaration),
-        )  # fmt: skip
+        )
 
     @cached_property
     def validation(self) -> ValidationReport:
         """The data's checks."""
         from evergreen.lifecycle.validation import validate
 
-        before = self.champion and Snapshot.load(self.workspace.store, self.champion.snapshot)
+        live = self.champion
+        before = Snapshot.load(self.workspace.store, live.snapshot) if live else None
         return validate(self.declaration, self.workspace, self.snapshot, before)
 
     @cached_property
@@ -94,10 +98,16 @@ class Foreground:
         from evergreen.lifecycle.training import train
 
         return train(
-            self.declaration, self.workspace, self.features, self.features.save(self.workspace.store),
-            self.features.snapshot, run_key=self.run_key, as_of=self.as_of, cause="foreground",
+            self.declaration,
+            self.workspace,
+            self.features,
+            self.features.save(self.workspace.store),
+            self.features.snapshot,
+            run_key=self.run_key,
+            as_of=self.as_of,
+            cause="foreground",
             lineage={"dag_run": self.run_key},
-        )  # fmt: skip
+        )
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -106,9 +116,13 @@ class Foreground:
 
         champion = (self.champion.version, self.champion.model_uri) if self.champion else None
         return evaluate(
-            self.declaration, self.workspace, self.trained, self.features, champion=champion,
+            self.declaration,
+            self.workspace,
+            self.trained,
+            self.features,
+            champion=champion,
             as_of=self.as_of,
-        )  # fmt: skip
+        )
 
     @cached_property
     def infrastructure(self) -> InfrastructureReport:
@@ -120,13 +134,21 @@ class Foreground:
     @cached_property
     def verdict(self) -> Verdict:
         """What the gate would say; nothing is recorded."""
-        from evergreen.lifecycle.gating import Evidence, judge
+        from evergreen.lifecycle.evidence import Evidence
+        from evergreen.lifecycle.gating import judge
 
         rows = self.workspace.store.get_table(self.evaluation.predictions)
         return judge(
-            Evidence(self.declaration, self.trained, self.validation, self.evaluation,
-                     self.infrastructure, self.champion, rows)
-        )  # fmt: skip
+            Evidence(
+                self.declaration,
+                self.trained,
+                self.validation,
+                self.evaluation,
+                self.infrastructure,
+                self.champion,
+                rows,
+            )
+        )
 
     def score(self) -> ScoreReport:
         """Predictions for what has none; this one does write, as the DAG would."""
@@ -168,5 +190,7 @@ def run_stage(
     """
     if name not in STAGES:
         hint = " Promotion is the DAG's alone: evergreen retrain." if name == "promote" else ""
-        raise EvergreenError(f"no stage {name!r} to run here; there are: {', '.join(STAGES)}.{hint}")
+        raise EvergreenError(
+            f"no stage {name!r} to run here; there are: {', '.join(STAGES)}.{hint}"
+        )
     yield from STAGES[name](Foreground(declaration, workspace, as_of)).describe()

@@ -18,11 +18,7 @@ from contextlib import suppress
 import psutil
 
 SCHEDULER = ("scheduler", "--skip-serve-logs")  # logs are read from disk: no listener for them
-OTHERS = (
-    ("api-server",),
-    ("dag-processor",),
-    ("triggerer", "--skip-serve-logs"),
-)
+OTHERS = (("api-server",), ("dag-processor",), ("triggerer", "--skip-serve-logs"))
 #: Seconds that the scheduler gets to end its tasks.
 GRACE = 15.0
 

@@ -18,10 +18,8 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["software"],
             }
         ],
-        "operators": [
-            {"integration-name": "Evergreen", "python-modules": ["evergreen.operators"]},
-        ],
+        "operators": [{"integration-name": "Evergreen", "python-modules": ["evergreen.operators"]}],
         "hooks": [
-            {"integration-name": "Evergreen", "python-modules": ["evergreen.hooks.workspace"]},
+            {"integration-name": "Evergreen", "python-modules": ["evergreen.hooks.workspace"]}
         ],
     }

@@ -21,6 +21,7 @@ from evergreen.declaration import Declaration
 from evergreen.errors import EvergreenError
 from evergreen.ledger import records
 from evergreen.ledger.tables import DecisionRow, PartitionRow, ScoreRow
+from evergreen.lifecycle.contracts import Partition
 from evergreen.lifecycle.rows import (
     MAIN,
     label_timestamps,
@@ -29,7 +30,6 @@ from evergreen.lifecycle.rows import (
     read_file,
     read_raw,
 )
-from evergreen.lifecycle.contracts import Partition
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -73,9 +73,15 @@ class Replay:
     """
 
     def __init__(
-        self, declaration: Declaration, workspace: Workspace, airflow: AirflowClient,
-        datasets: Mapping[str, Path], *, until: datetime | None = None, timeout: float = 900.0,
-    ) -> None:  # fmt: skip
+        self,
+        declaration: Declaration,
+        workspace: Workspace,
+        airflow: AirflowClient,
+        datasets: Mapping[str, Path],
+        *,
+        until: datetime | None = None,
+        timeout: float = 900.0,
+    ) -> None:
         self.declaration = declaration
         self.workspace = workspace
         self.airflow = airflow
@@ -96,7 +102,10 @@ class Replay:
                 f"no dataset was given for {', '.join(sorted(lacking))}"
             )
         tables = {source: self._cut(source) for source in self.datasets}
-        return {key: {s: cut[key] for s, cut in tables.items() if key in cut} for key in sorted(tables[MAIN])}
+        return {
+            key: {s: cut[key] for s, cut in tables.items() if key in cut}
+            for key in sorted(tables[MAIN])
+        }
 
     def run(self) -> Iterator[Row]:
         """Land, wait and report, partition by partition, oldest first."""
@@ -121,7 +130,9 @@ class Replay:
         data = self.declaration.data
         for source, rows in frames.items():
             uri = data.uri if source == MAIN else data.sources[source].uri
-            target = self.workspace.store.path(self.workspace.landing_uri(uri).replace("{partition}", key))
+            target = self.workspace.store.path(
+                self.workspace.landing_uri(uri).replace("{partition}", key)
+            )
             if target.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +176,9 @@ class Replay:
         name = self.declaration.name
         ingest = self.airflow.dag_run(f"{name}.ingest", f"replay__{key}")
         failed = [ingest] if ingest["state"] == "failed" else []
-        failed += [run for run in self.airflow.dag_runs(f"{name}.score") if run["state"] == "failed"]
+        failed += [
+            run for run in self.airflow.dag_runs(f"{name}.score") if run["state"] == "failed"
+        ]
         for run in failed:
             raise ReplayError(
                 f"{run['dag_id']} failed in {run['dag_run_id']}; its log says why: "
@@ -198,11 +211,17 @@ class Replay:
             score = self._score(session, key)
         reason = verdict.reason if verdict else outcome.detail if outcome else decision.reasons[-1]
         return Row(
-            partition=key, rows=partition.rows, cause=decision.cause, decision=decision.action,
-            verdict=verdict.verdict if verdict else outcome and outcome.outcome, reason=reason,
-            champion_version=live and live.version, scored_by=score and score.version,
-            metrics=self._metrics(Partition.from_row(partition), score), seconds=round(seconds, 1),
-        )  # fmt: skip
+            partition=key,
+            rows=partition.rows,
+            cause=decision.cause,
+            decision=decision.action,
+            verdict=verdict.verdict if verdict else (outcome.outcome if outcome else None),
+            reason=reason,
+            champion_version=live.version if live else None,
+            scored_by=score.version if score else None,
+            metrics=self._metrics(Partition.from_row(partition), score),
+            seconds=round(seconds, 1),
+        )
 
     def _metrics(self, partition: Partition, score: ScoreRow | None) -> dict[str, dict[str, float]]:
         if score is None:
@@ -223,7 +242,12 @@ class Replay:
 
         store = self.workspace.store
         rows = store.get_table(score.uri)
-        raw = read_raw(store, self.declaration, main_file(partition), columns=[self.declaration.data.label.column])
+        raw = read_raw(
+            store,
+            self.declaration,
+            main_file(partition),
+            columns=[self.declaration.data.label.column],
+        )
         answered = rows["row_id"].to_numpy()
         rows["label"] = raw[self.declaration.data.label.column].reindex(answered).array
         rows["label_timestamp"] = label_timestamps(self.declaration, raw).reindex(answered).array

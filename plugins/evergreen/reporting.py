@@ -28,7 +28,9 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
         "version": live and live.version,
         "live_since": live and live.as_of.isoformat(),
         "why": live and live.reason,
-        "promotion": ("complete" if "completed" in events else "being carried out") if live else None,
+        "promotion": ("complete" if "completed" in events else "being carried out")
+        if live
+        else None,
         "last_decision": last and last.action,
         "last_reasons": last and last.reasons,
         "suppressed_until": last and last.until and last.until.isoformat(),

@@ -99,7 +99,7 @@ class Store:
                 _sweep(final)
                 aside = final.with_name(f".{final.name}.aside-{os.getpid()}")
                 produce(aside)
-                os.replace(aside, final)
+                aside.replace(final)
             else:
                 with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
                     produce(Path(folder) / "aside")
@@ -108,7 +108,11 @@ class Store:
 
     def put_bytes(self, name: str, content: bytes) -> str:
         """Write bytes at ``name``, whole or not at all."""
-        return self.write(name, lambda path: path.write_bytes(content) and None)
+
+        def produce(path: Path) -> None:
+            path.write_bytes(content)
+
+        return self.write(name, produce)
 
     def put_object(self, stream: IO[bytes]) -> tuple[str, str, int]:
         """Keep a stream under its sha256; the same bytes are kept once.

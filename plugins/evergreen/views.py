@@ -8,8 +8,15 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-COLOURS = {"promote": "green", "bootstrap": "green", "reject": "red", "inconclusive": "yellow",
-           "incomparable": "magenta", "suppress": "dim", "failed": "bold red"}  # fmt: skip
+COLOURS = {
+    "promote": "green",
+    "bootstrap": "green",
+    "reject": "red",
+    "inconclusive": "yellow",
+    "incomparable": "magenta",
+    "suppress": "dim",
+    "failed": "bold red",
+}
 
 
 def coloured(word: str | None) -> str:
@@ -32,20 +39,35 @@ def checks(console: Console, found: list[dict[str, Any]]) -> None:
 def status(console: Console, found: list[dict[str, Any]]) -> None:
     """One row a model."""
     table = Table(title="Models", title_justify="left", expand=False)
-    for heading in ("model", "live", "since", "data to", "last decision", "open signals", "last scored"):
+    for heading in (
+        "model",
+        "live",
+        "since",
+        "data to",
+        "last decision",
+        "open signals",
+        "last scored",
+    ):
         table.add_column(heading)
     for entry in found:
         until = f" until {entry['suppressed_until']}" if entry["suppressed_until"] else ""
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in list(entry["last_metrics"].items())[:2])
         table.add_row(
-            entry["model"], entry["version"] or "–", _day(entry["live_since"]), _day(entry["watermark"]),
-            coloured(entry["last_decision"]) + until, ", ".join(entry["open_signals"]) or "none",
+            entry["model"],
+            entry["version"] or "–",
+            _day(entry["live_since"]),
+            _day(entry["watermark"]),
+            coloured(entry["last_decision"]) + until,
+            ", ".join(entry["open_signals"]) or "none",
             f"{entry['last_scored'] or '–'} {metrics}",
-        )  # fmt: skip
+        )
     console.print(table)
     for entry in found:
         if entry["why"]:
-            console.print(f"{entry['model']}: version {entry['version']} is live because: {entry['why']}", highlight=False)
+            console.print(
+                f"{entry['model']}: version {entry['version']} is live because: {entry['why']}",
+                highlight=False,
+            )
 
 
 def history(console: Console, entries: list[dict[str, Any]]) -> None:
@@ -58,22 +80,45 @@ def history(console: Console, entries: list[dict[str, Any]]) -> None:
         if verdict:
             for rule in verdict["rules"]:
                 mark = "[green]pass[/]" if rule["passed"] else "[red]FAIL[/]"
-                lines.append(f"{mark}  {rule['name']}: {rule['observed']}  [dim](bound: {rule['bound']})[/]")
+                lines.append(
+                    f"{mark}  {rule['name']}: {rule['observed']}  [dim](bound: {rule['bound']})[/]"
+                )
             lines.append(f"verdict {coloured(verdict['verdict'])}: {verdict['reason']}")
             lines.append(f"[dim]MLflow run {verdict['mlflow_run']}[/]")
         if promotion:
-            lines.append(f"[green]version {promotion['version']} went live[/], replacing {promotion['replaced'] or 'nothing'}")
+            lines.append(
+                f"[green]version {promotion['version']} went live[/], replacing {promotion['replaced'] or 'nothing'}"
+            )
         elif entry["outcome"]:
-            lines.append(f"outcome {coloured(entry['outcome']['outcome'])}: {entry['outcome']['detail']}")
+            lines.append(
+                f"outcome {coloured(entry['outcome']['outcome'])}: {entry['outcome']['detail']}"
+            )
         title = f"{decision['as_of']:%Y-%m-%d}  {coloured(decision['action'])}  {decision['cause'] or ''}"
-        console.print(Panel("\n".join(lines), title=title, title_align="left", subtitle=decision["run_id"], subtitle_align="right"))
+        console.print(
+            Panel(
+                "\n".join(lines),
+                title=title,
+                title_align="left",
+                subtitle=decision["run_id"],
+                subtitle_align="right",
+            )
+        )
 
 
 def replay_table() -> Table:
     """The columns of a replay's rows."""
     table = Table(show_edge=False, pad_edge=False)
-    for heading, justify in (("partition", "left"), ("rows", "right"), ("cause", "left"), ("decision", "left"),
-                             ("verdict", "left"), ("live", "right"), ("champion", "right"), ("frozen", "right"), ("s", "right")):  # fmt: skip
+    for heading, justify in (
+        ("partition", "left"),
+        ("rows", "right"),
+        ("cause", "left"),
+        ("decision", "left"),
+        ("verdict", "left"),
+        ("live", "right"),
+        ("champion", "right"),
+        ("frozen", "right"),
+        ("s", "right"),
+    ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # Rich's literal
     return table
 
@@ -83,7 +128,9 @@ def replay_line(row: Any, primary: str, second: str | None) -> str:
 
     def figures(who: str) -> str:
         found = row.metrics.get(who, {})
-        return " ".join(f"{found[m]:.4f}" if m in found else "  –   " for m in (primary, second) if m)
+        return " ".join(
+            f"{found[m]:.4f}" if m in found else "  –   " for m in (primary, second) if m
+        )
 
     return (
         f"{row.partition:<10} {row.rows:>9,}  {row.cause or '–':<9} {row.decision:<9} "

@@ -17,11 +17,7 @@ from evergreen.ledger import Ledger
 from evergreen.store import Store
 
 # Nothing calls out; and OpenMP threads that spin while they wait would take busy cores from others.
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,27 @@ IGNORED_TABLES = frozenset({"alembic_version", "sqlite_sequence"})
 #: MLflow's and Feast's own clocks, and the random name of a link between a run and its model.
 OTHER_CLOCKS = frozenset(
     {
-        "start_time", "end_time", "creation_time", "last_updated_time", "deleted_time",
-        "creation_timestamp_ms", "last_updated_timestamp_ms", "created_ts", "input_uuid",
+        "start_time",
+        "end_time",
+        "creation_time",
+        "last_updated_time",
+        "deleted_time",
+        "creation_timestamp_ms",
+        "last_updated_timestamp_ms",
+        "created_ts",
+        "input_uuid",
     }
-)  # fmt: skip
+)
 #: Seconds that a fit took: measured. That there is one such value, once, is compared.
 MEASURED_METRICS = frozenset({"fit_seconds", "refit_seconds"})
 #: What the infrastructure check measures; the document's other keys are compared.
 MEASURED_KEYS = frozenset({"latency_ms", "memory_mb", "load_seconds"})
 #: Lines of a logged model's MLmodel: MLflow's clock, and the size of a zip that holds addresses.
 MEASURED_LINES = re.compile(r"^(utc_time_created|model_size_bytes):.*$", re.MULTILINE)
+#: When Feast's registry and what is in it were written, and the random name of that version.
+REGISTRY_TIMES = frozenset(
+    {"created_timestamp", "last_updated_timestamp", "last_updated", "version_id"}
+)
 #: Tables named by a digest of model URIs, which hold random ids.
 NAMED_BY_IDS = "store/tables/evaluation/"
 
@@ -77,9 +89,7 @@ class State:
             for base, name, row in self._all_rows()
             if not self._withdrawn(row)
         )
-        files = (
-            f"{_said(path, names)}: {_sha(self._content(path, names))}" for path in self.files
-        )
+        files = (f"{_said(path, names)}: {_sha(self._content(path, names))}" for path in self.files)
         results = (f"result: {_said(_text(value), names)}" for value in values)
         return sorted([*rows, *files, *results])
 
@@ -90,9 +100,9 @@ class State:
 
     def _withdrawn(self, row: Row) -> bool:
         """MLflow keeps a mark of what was deleted, which no search finds. Its files must be gone."""
-        deleted = self._deleted()
-        return any(row.get(key) in deleted for key in ("run_uuid", "run_id", "model_id"))
+        return any(row.get(key) in self._deleted for key in ("run_uuid", "model_id"))
 
+    @cached_property
     def _deleted(self) -> set[str]:
         mlflow = self.rows.get("mlflow", {})
         rows = (*mlflow.get("runs", ()), *mlflow.get("logged_models", ()))
@@ -100,10 +110,10 @@ class State:
 
     def _names(self) -> dict[str, str]:
         """Random ids, and the digests of what holds them → what they stand for."""
-        names = dict(self._ids())
+        names = self._ids
         documents = [path for path in self.files if _SHA256.fullmatch(Path(path).stem)]
         while True:
-            found = {**names, **self._ids()}
+            found = dict(self._ids)
             for path in documents:
                 content = self._content(path, names)
                 if path.startswith(NAMED_BY_IDS) or content != self._plain(path):
@@ -112,8 +122,9 @@ class State:
                 return names
             names = found
 
+    @cached_property
     def _ids(self) -> dict[str, str]:
-        mlflow, deleted = self.rows.get("mlflow", {}), self._deleted()
+        mlflow, deleted = self.rows.get("mlflow", {}), self._deleted
         tags = {
             row["run_uuid"]: row["value"]
             for row in mlflow.get("tags", ())
@@ -128,7 +139,11 @@ class State:
         return runs | models
 
     def _plain(self, path: str) -> bytes:
-        return _text(json.loads(self.files[path])).encode() if path.endswith(".json") else self.files[path]
+        return (
+            _text(json.loads(self.files[path])).encode()
+            if path.endswith(".json")
+            else self.files[path]
+        )
 
     def _content(self, path: str, names: Mapping[str, str]) -> bytes:
         """A file's content, comparable between two workspaces."""
@@ -169,14 +184,16 @@ def _is_sqlite_part(path: Path) -> bool:
 def _tables(path: Path) -> dict[str, list[Row]]:
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
-        names = [n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        names = [
+            n for (n,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
         return {
             name: [
                 {k: row[k] for k in row.keys() if k not in CLOCK}  # noqa: SIM118 - a Row isn't a dict
                 for row in connection.execute(f'SELECT * FROM "{name}"')
             ]
             for name in sorted(set(names) - IGNORED_TABLES)
-        }  # fmt: skip
+        }
 
 
 def _unmeasured(row: Row) -> Row:
@@ -247,12 +264,13 @@ def _registry(content: bytes) -> bytes:
 
 
 def _forget_times(message: Any) -> None:
-    for description, value in list(message.ListFields()):
-        if description.name in {"created_timestamp", "last_updated_timestamp", "last_updated", "version_id"}:
+    for description, value in message.ListFields():
+        if description.name in REGISTRY_TIMES:
             message.ClearField(description.name)
-        elif description.message_type and not hasattr(value, "items"):
-            for each in value if hasattr(value, "__iter__") else (value,):
-                _forget_times(each)
+        elif description.message_type:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                if hasattr(each, "ListFields"):  # a map's keys are text
+                    _forget_times(each)
 
 
 _COMPARABLE: dict[str, Callable[[bytes], bytes]] = {

@@ -13,11 +13,7 @@ from cryptography.fernet import Fernet
 
 from evergreen.standalone import Standalone, StandaloneError, environment, free_port
 
-SECRETS = (
-    "AIRFLOW__API__SECRET_KEY",
-    "AIRFLOW__API_AUTH__JWT_SECRET",
-    "AIRFLOW__CORE__FERNET_KEY",
-)
+SECRETS = ("AIRFLOW__API__SECRET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY")
 
 
 def build(home: Path, **extra: str) -> dict[str, str]:

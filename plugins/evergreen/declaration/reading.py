@@ -108,10 +108,18 @@ def _unknown_key(where: list[Any]) -> str:
     owner: Any = Declaration
     for part in where[:-1]:
         field = getattr(owner, "model_fields", {}).get(part)
-        owner = next(
-            (a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")),
-            None,
-        ) if field else None  # fmt: skip
+        owner = (
+            next(
+                (
+                    a
+                    for a in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                    if hasattr(a, "model_fields")
+                ),
+                None,
+            )
+            if field
+            else None
+        )
     allowed = sorted(getattr(owner, "model_fields", {}))
     close = difflib.get_close_matches(str(where[-1]), allowed, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""

@@ -22,6 +22,16 @@ def _cron(value: str | None) -> str | None:
     return value
 
 
+def _partitioned(uri: str) -> str:
+    if uri.count("{partition}") != 1:
+        raise ValueError("the uri holds {partition} exactly once, like landing/{partition}.parquet")
+    if not uri.endswith((".parquet", ".csv")):
+        raise ValueError("the uri ends in .parquet or .csv")
+    if ".." in uri.split("/"):
+        raise ValueError("the uri doesn't climb out of its folder with ..")
+    return uri
+
+
 class Owner(Frozen):
     """Who answers for the model."""
 
@@ -51,17 +61,7 @@ class Source(Frozen):
     uri: str
     event_timestamp: str = "event_timestamp"
 
-    _partitioned = field_validator("uri")(lambda value: _partitioned(value))
-
-
-def _partitioned(uri: str) -> str:
-    if uri.count("{partition}") != 1:
-        raise ValueError("the uri holds {partition} exactly once, like landing/{partition}.parquet")
-    if not uri.endswith((".parquet", ".csv")):
-        raise ValueError("the uri ends in .parquet or .csv")
-    if ".." in uri.split("/"):
-        raise ValueError("the uri doesn't climb out of its folder with ..")
-    return uri
+    _partitioned = field_validator("uri")(_partitioned)
 
 
 class Data(Frozen):
@@ -77,8 +77,8 @@ class Data(Frozen):
     exclude: tuple[str, ...] = ()
     sweep: str = "*/15 * * * *"
 
-    _uri = field_validator("uri")(lambda value: _partitioned(value))
-    _sweep = field_validator("sweep")(lambda value: _cron(value))
+    _uri = field_validator("uri")(_partitioned)
+    _sweep = field_validator("sweep")(_cron)
 
     @field_validator("timezone")
     @classmethod
@@ -234,7 +234,7 @@ class Triggers(Frozen):
     cooldown: Duration = Field(default="0d", validate_default=True)
     budget: Budget | None = None
 
-    _schedule = field_validator("schedule")(lambda value: _cron(value))
+    _schedule = field_validator("schedule")(_cron)
 
 
 class Placement(Frozen):
@@ -246,9 +246,18 @@ class Placement(Frozen):
 
 
 Stage = Literal[
-    "ingest", "arbitrate", "extract", "validate_data", "prepare", "train", "evaluate",
-    "check_infrastructure", "gate", "promote", "score",
-]  # fmt: skip
+    "ingest",
+    "arbitrate",
+    "extract",
+    "validate_data",
+    "prepare",
+    "train",
+    "evaluate",
+    "check_infrastructure",
+    "gate",
+    "promote",
+    "score",
+]
 
 
 class Declaration(Frozen):

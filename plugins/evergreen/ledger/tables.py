@@ -10,16 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Dialect,
-    ForeignKey,
-    MetaData,
-    String,
-    Text,
-    UniqueConstraint,
-    func,
-)
+from sqlalchemy import JSON, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint, func
 from sqlalchemy import DateTime as _DateTime
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -158,10 +149,7 @@ class PromotionRow(Table):
     promotions judged against the same champion only one can be written (compare-and-set)."""
 
     __tablename__ = "promotions"
-    __table_args__ = (
-        UniqueConstraint("model", "position"),
-        UniqueConstraint("model", "run_id"),
-    )
+    __table_args__ = (UniqueConstraint("model", "position"), UniqueConstraint("model", "run_id"))
 
     position: Mapped[int]
     run_id: Mapped[str]

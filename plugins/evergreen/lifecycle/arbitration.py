@@ -83,10 +83,16 @@ def decide(declaration: Declaration, situation: Situation) -> Answer:
 
 
 def arbitrate(
-    declaration: Declaration, workspace: Workspace, *, run_id: str, as_of: datetime | None = None,
-    manual: Mapping[str, Any] | None = None, tune: bool = False, override: str | None = None,
+    declaration: Declaration,
+    workspace: Workspace,
+    *,
+    run_id: str,
+    as_of: datetime | None = None,
+    manual: Mapping[str, Any] | None = None,
+    tune: bool = False,
+    override: str | None = None,
     run_state: Callable[[str], str | None] = lambda run_id: "running",
-) -> Decision:  # fmt: skip
+) -> Decision:
     """Decide for one DAG run, once.
 
     :param run_id: the DAG run; asking again with it returns the first decision.
@@ -116,9 +122,13 @@ def preview(
 
 
 def conclude(
-    declaration: Declaration, workspace: Workspace, run_id: str, *,
-    refused: str | None = None, declined: str | None = None,
-) -> str | None:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    run_id: str,
+    *,
+    refused: str | None = None,
+    declined: str | None = None,
+) -> str | None:
     """Record how a retrain's run ended, so that the next one may start.
 
     A run that ended without a verdict, refusal or a person's word counts as failed: its signals
@@ -155,9 +165,14 @@ def _ending(
 
 
 def _decide_now(
-    session: Session, declaration: Declaration, run_id: str, as_of: datetime | None,
-    manual: Mapping[str, Any] | None, tune: bool, override: str | None,
-) -> DecisionRow:  # fmt: skip
+    session: Session,
+    declaration: Declaration,
+    run_id: str,
+    as_of: datetime | None,
+    manual: Mapping[str, Any] | None,
+    tune: bool,
+    override: str | None,
+) -> DecisionRow:
     model = declaration.name
     moment = as_of or records.watermark(session, model) or EPOCH
     last = records.sequence(session, model)
@@ -168,22 +183,31 @@ def _decide_now(
     _raise_schedule(session, declaration, moment, kept)
     signals = records.open_signals(session, model)
     situation = Situation(
-        as_of=moment, causes=frozenset(s.cause for s in signals),
+        as_of=moment,
+        causes=frozenset(s.cause for s in signals),
         new_rows=_new_rows(session, model, moment, last, kept),
         trained=sorted(r.as_of for r in kept),
         spent=sorted(r.as_of for r in past if r.cause != "manual"),
         in_flight=[r.run_id for r in records.in_flight(session, model)],
-    )  # fmt: skip
+    )
     answer = (
         decide(declaration, situation)
         if last
         else Answer("suppress", ("no data is registered; land a partition and ingest it",))
     )
     row = DecisionRow(
-        model=model, run_id=run_id, action=answer.action, cause=answer.cause,
-        causes=[c for c in CAUSES if c in situation.causes], reasons=list(answer.reasons),
-        as_of=moment, sequence=last, until=answer.until, tune=tune, override=override,
-    )  # fmt: skip
+        model=model,
+        run_id=run_id,
+        action=answer.action,
+        cause=answer.cause,
+        causes=[c for c in CAUSES if c in situation.causes],
+        reasons=list(answer.reasons),
+        as_of=moment,
+        sequence=last,
+        until=answer.until,
+        tune=tune,
+        override=override,
+    )
     session.add(row)
     session.flush()
     if answer.action == "retrain":
@@ -230,9 +254,11 @@ def _new_rows(
     def matured(moment: datetime, through: int) -> int:
         rows: Sequence[PartitionRow] = records.latest_partitions(session, model, through)
         return sum(
-            count for row in rows for end, count in row.maturity.items()
+            count
+            for row in rows
+            for end, count in row.maturity.items()
             if datetime.fromisoformat(end) <= moment
-        )  # fmt: skip
+        )
 
     before = matured(kept[0].as_of, kept[0].sequence) if kept else 0
     return matured(as_of, last) - before
@@ -248,10 +274,14 @@ def _heard(declaration: Declaration, situation: Situation, cause: str) -> tuple[
     if trigger is None:
         return cause, False, "new_data: arrived, but it is not a declared trigger"
     sufficient = situation.new_rows >= trigger.min_rows
-    return cause, sufficient, (
-        f"new_data: {situation.new_rows:,} labels matured since the last training, "
-        f"{trigger.min_rows:,} needed"
-    )  # fmt: skip
+    return (
+        cause,
+        sufficient,
+        (
+            f"new_data: {situation.new_rows:,} labels matured since the last training, "
+            f"{trigger.min_rows:,} needed"
+        ),
+    )
 
 
 def _holds(declaration: Declaration, situation: Situation) -> Iterator[tuple[datetime, str]]:

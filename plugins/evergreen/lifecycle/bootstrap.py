@@ -42,9 +42,17 @@ class Difference:
 
 
 def paired_difference(
-    metric: Metric, task: Task, labels: Array, candidate: Array, other: Array,
-    *, resamples: int, confidence: float, seed: int, clusters: Array | None = None,
-) -> Difference:  # fmt: skip
+    metric: Metric,
+    task: Task,
+    labels: Array,
+    candidate: Array,
+    other: Array,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    clusters: Array | None = None,
+) -> Difference:
     """Estimate the improvement in ``metric`` and its interval.
 
     :param labels: shape (n,); ``candidate`` and ``other`` as in `evergreen.lifecycle.metrics`.
@@ -104,9 +112,12 @@ def _resampled_means(
 
 
 def _resampled(
-    improvement: Callable[[Array], Array], rows: int, clusters: Array | None, resamples: int,
+    improvement: Callable[[Array], Array],
+    rows: int,
+    clusters: Array | None,
+    resamples: int,
     rng: np.random.Generator,
-) -> Array:  # fmt: skip
+) -> Array:
     """``improvement`` of each resample, given as counts of shape (chunk, rows)."""
     import numpy as np
 

@@ -109,9 +109,15 @@ def _unreachable() -> tuple[type[Exception], ...]:
     import sqlalchemy as sa
 
     causes = (
-        httpx.TransportError, requests.RequestException, sa.exc.OperationalError,
-        ConnectionError, TimeoutError, PermissionError, NotADirectoryError, FileExistsError,
-    )  # fmt: skip
+        httpx.TransportError,
+        requests.RequestException,
+        sa.exc.OperationalError,
+        ConnectionError,
+        TimeoutError,
+        PermissionError,
+        NotADirectoryError,
+        FileExistsError,
+    )
     # Only a process that has spoken to S3 can meet its errors.
     botocore = sys.modules.get("botocore.exceptions")
     return (*causes, botocore.BotoCoreError, botocore.ClientError) if botocore else causes

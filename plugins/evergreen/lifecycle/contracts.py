@@ -89,9 +89,15 @@ class Partition(Contract):
         """Read a ledger row."""
         files = {source: PartitionFile.model_validate(file) for source, file in row.files.items()}
         return cls(
-            key=row.key, revision=row.revision, sequence=row.id, start=row.start, end=row.end,
-            digest=row.digest, rows=row.rows, files=files,
-        )  # fmt: skip
+            key=row.key,
+            revision=row.revision,
+            sequence=row.id,
+            start=row.start,
+            end=row.end,
+            digest=row.digest,
+            rows=row.rows,
+            files=files,
+        )
 
     def __str__(self) -> str:
         return self.key if self.revision == 1 else f"{self.key} (revision {self.revision})"
@@ -385,7 +391,9 @@ class InfrastructureReport(Result):
             yield f"the logged model is not usable: {self.problem}"
         yield f"signature matches: {self.signature_matches}; predictions equal the trainer's: {self.same_predictions}"
         if self.latency_ms:
-            yield "latency: " + ", ".join(f"{name} {value:.1f} ms" for name, value in self.latency_ms.items())
+            yield "latency: " + ", ".join(
+                f"{name} {value:.1f} ms" for name, value in self.latency_ms.items()
+            )
         if self.memory_mb is not None and self.load_seconds is not None:
             yield f"peak memory: {self.memory_mb:.0f} MB, loaded in {self.load_seconds:.1f} s"
 
@@ -405,10 +413,14 @@ class Champion(Contract):
     def from_row(cls, row: PromotionRow) -> Self:
         """Read a ledger row."""
         return cls(
-            version=row.version, position=row.position, mlflow_run=row.mlflow_run,
-            model_uri=row.model_uri, trained_through=row.trained_through, as_of=row.as_of,
+            version=row.version,
+            position=row.position,
+            mlflow_run=row.mlflow_run,
+            model_uri=row.model_uri,
+            trained_through=row.trained_through,
+            as_of=row.as_of,
             snapshot=Reference(kind="snapshot", uri=row.snapshot_uri, digest=row.snapshot_digest),
-        )  # fmt: skip
+        )
 
 
 class Rule(Contract):

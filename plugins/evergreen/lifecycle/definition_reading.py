@@ -117,11 +117,17 @@ def _default(declaration: Declaration, columns: Mapping[str, str]) -> Definition
         return raw[MAIN].reindex(columns=names).rename(columns={time: TIMESTAMP})
 
     definitions = Definitions(
-        file=file, entities=entities, views={view.name: view},
-        service=FeatureService(name=declaration.name, features=[view]), prepare={view.name: prepare},
-        requests=None, lookback=timedelta(0),
-        digest=digest_of({"features": kinds, "entities": {k: str(e.value_type) for k, e in entities.items()}}),
-    )  # fmt: skip
+        file=file,
+        entities=entities,
+        views={view.name: view},
+        service=FeatureService(name=declaration.name, features=[view]),
+        prepare={view.name: prepare},
+        requests=None,
+        lookback=timedelta(0),
+        digest=digest_of(
+            {"features": kinds, "entities": {k: str(e.value_type) for k, e in entities.items()}}
+        ),
+    )
     check_names(definitions, declaration)
     return definitions
 

@@ -56,9 +56,14 @@ class _Holdout:
 
 
 def evaluate(
-    declaration: Declaration, workspace: Workspace, trained: TrainedModel, feature_set: FeatureSet,
-    *, champion: tuple[str, str] | None, as_of: datetime,
-) -> Evaluation:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    trained: TrainedModel,
+    feature_set: FeatureSet,
+    *,
+    champion: tuple[str, str] | None,
+    as_of: datetime,
+) -> Evaluation:
     """Score candidate, champion and baseline on the holdout and log what was found.
 
     :param champion: the live version and its model URI, or None before the first.
@@ -80,15 +85,20 @@ def evaluate(
     importances = _importances(declaration, models, holdout)
     asked = {"candidate": trained.model_uri, "champion": champion and champion[1]}
     result = Evaluation(
-        model=declaration.name, mlflow_run=trained.mlflow_run, holdout_digest=holdout.digest,
-        holdout_rows=len(rows), champion_version=champion[0] if champion else None,
-        champion_problem=problem, classes=trained.classes,
+        model=declaration.name,
+        mlflow_run=trained.mlflow_run,
+        holdout_digest=holdout.digest,
+        holdout_rows=len(rows),
+        champion_version=champion[0] if champion else None,
+        champion_problem=problem,
+        classes=trained.classes,
         predictions=_keep(declaration, workspace, asked, holdout, answers),
         metrics={who: measure_all(declaration, holdout.labels, a) for who, a in answers.items()},
         slices=_slices(declaration, holdout, answers),
         calibration=calibration(declaration.task, holdout.labels, answers["candidate"]),
-        importance=importances["candidate"], importance_change=_change(importances),
-    )  # fmt: skip
+        importance=importances["candidate"],
+        importance_change=_change(importances),
+    )
     measured = {f"{who}.{k}": v for who, found in result.metrics.items() for k, v in found.items()}
     measured |= {f"candidate.{name}": value for name, value in result.calibration.items()}
     tracking.log_metrics(workspace, trained.mlflow_run, measured, as_of)
@@ -125,9 +135,12 @@ def calibration(task: Task, labels: Array, predictions: Array) -> dict[str, floa
 
 
 def _ask_champion(
-    declaration: Declaration, workspace: Workspace, uri: str, trained: TrainedModel,
+    declaration: Declaration,
+    workspace: Workspace,
+    uri: str,
+    trained: TrainedModel,
     rows: pd.DataFrame,
-) -> tuple[FittedModel, Array] | str:  # fmt: skip
+) -> tuple[FittedModel, Array] | str:
     """The champion and its answers, or why there are none."""
     import numpy as np
 
@@ -151,9 +164,12 @@ def _ask_champion(
 
 
 def _baseline(
-    declaration: Declaration, workspace: Workspace, trained: TrainedModel, feature_set: FeatureSet,
+    declaration: Declaration,
+    workspace: Workspace,
+    trained: TrainedModel,
+    feature_set: FeatureSet,
     rows: int,
-) -> Array:  # fmt: skip
+) -> Array:
     """What a model that looks at labels only would answer ``rows`` times."""
     import numpy as np
     from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -170,15 +186,20 @@ def _baseline(
 
 
 def _keep(
-    declaration: Declaration, workspace: Workspace, asked: Mapping[str, str | None],
-    holdout: _Holdout, answers: Mapping[str, Array],
-) -> str:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    asked: Mapping[str, str | None],
+    holdout: _Holdout,
+    answers: Mapping[str, Array],
+) -> str:
     """Write every answer beside its label; the URI of the table."""
     rows = holdout.rows
     columns: dict[str, Any] = {
-        "partition": rows["partition"], "row_id": rows["row_id"],
-        "event_timestamp": rows["event_timestamp"], "label": holdout.labels
-    }  # fmt: skip
+        "partition": rows["partition"],
+        "row_id": rows["row_id"],
+        "event_timestamp": rows["event_timestamp"],
+        "label": holdout.labels,
+    }
     for who, found in answers.items():
         several = found.ndim > 1
         columns |= {f"{who}_{k}": c for k, c in enumerate(found.T)} if several else {who: found}
@@ -244,9 +265,13 @@ def _importances(
         for who, model in models.items():
             frame = input_frame(rows.iloc[drawn], model.features).reset_index(drop=True)
             lost = permutation_importance(
-                model.estimator, frame, labels[drawn],
-                scoring=score, n_repeats=REPEATS, random_state=seed,
-            ).importances_mean  # fmt: skip
+                model.estimator,
+                frame,
+                labels[drawn],
+                scoring=score,
+                n_repeats=REPEATS,
+                random_state=seed,
+            ).importances_mean
             named = zip(frame.columns, lost, strict=True)
             found[who] = {name: float(value) for name, value in named if np.isfinite(value)}
     return found

@@ -135,9 +135,11 @@ def build_suite(suite: Suite) -> list[tuple[Entry, Any]]:
             raise _wrong(suite.file, entry.number, f"found type {entry.type!r}", known) from None
         except (TypeError, ValueError) as error:
             raise _wrong(
-                suite.file, entry.number, f"{entry.type} can't be made: {error}",
+                suite.file,
+                entry.number,
+                f"{entry.type} can't be made: {error}",
                 "the arguments that Great Expectations documents for it",
-            ) from error  # fmt: skip
+            ) from error
     return built
 
 
@@ -227,9 +229,10 @@ def _validate(batch: Any, expectation: Any, result_format: str) -> Any:
     except Exception as error:  # noqa: BLE001 - whatever it is, the expectation wasn't met
         raised = {"raised_exception": True, "exception_message": f"{type(error).__name__}: {error}"}
         return ExpectationValidationResult(
-            success=False, exception_info={**raised, "exception_traceback": ""},
+            success=False,
+            exception_info={**raised, "exception_traceback": ""},
             expectation_config=expectation.configuration,
-        )  # fmt: skip
+        )
 
 
 def _looks_at_rows(expectation: Any) -> bool:
@@ -302,13 +305,18 @@ def _pages(
 
     met = sum(bool(result.success) for result in results)
     counts = {
-        "evaluated_expectations": len(results), "successful_expectations": met,
-        "unsuccessful_expectations": len(results) - met, "success_percent": 100 * met / len(results),
-    }  # fmt: skip
+        "evaluated_expectations": len(results),
+        "successful_expectations": met,
+        "unsuccessful_expectations": len(results) - met,
+        "success_percent": 100 * met / len(results),
+    }
     whole = ExpectationSuiteValidationResult(
-        success=met == len(results), results=results, suite_name=source, statistics=counts,
+        success=met == len(results),
+        results=results,
+        suite_name=source,
+        statistics=counts,
         meta={"run_id": {"run_name": folder}, "batch_spec": {"data_asset_name": source}},
-    )  # fmt: skip
+    )
     # Through JSON, as GX's own store would: its renderer chokes on numpy's numbers.
     plain = expectationSuiteValidationResultSchema.loads(json.dumps(whole.to_json_dict()))
     suite = ExpectationSuite(name=source, expectations=[expectation for _, expectation in mine])

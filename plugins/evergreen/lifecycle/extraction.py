@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DataBlockedError
@@ -19,9 +20,13 @@ from evergreen.workspace import Workspace
 
 
 def extract(
-    declaration: Declaration, workspace: Workspace, *, as_of: datetime, sequence: int,
+    declaration: Declaration,
+    workspace: Workspace,
+    *,
+    as_of: datetime,
+    sequence: int,
     lookback: timedelta = timedelta(0),
-) -> Snapshot:  # fmt: skip
+) -> Snapshot:
     """Freeze the declared training window.
 
     :param as_of: labels that became known later are not part of it.
@@ -44,9 +49,12 @@ def extract(
 
 
 def extract_unscored(
-    declaration: Declaration, workspace: Workspace, *, lookback: timedelta = timedelta(0),
+    declaration: Declaration,
+    workspace: Workspace,
+    *,
+    lookback: timedelta = timedelta(0),
     keys: Sequence[str] = (),
-) -> Snapshot | None:  # fmt: skip
+) -> Snapshot | None:
     """Freeze the partitions that have no predictions in their latest revision.
 
     Only those that had a champion when they began: a partition is scored by the version that
@@ -75,9 +83,14 @@ def _partitions(declaration: Declaration, workspace: Workspace, through: int) ->
 
 
 def _freeze(
-    declaration: Declaration, workspace: Workspace, purpose: str, every: Sequence[Partition],
-    chosen: Sequence[Partition], as_of: datetime, lookback: timedelta,
-) -> Snapshot:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    purpose: Literal["train", "score"],
+    every: Sequence[Partition],
+    chosen: Sequence[Partition],
+    as_of: datetime,
+    lookback: timedelta,
+) -> Snapshot:
     if not chosen:
         raise DataBlockedError(
             f"{declaration.name}: no partition lies in the training window as of {as_of.isoformat()}; "
@@ -87,11 +100,19 @@ def _freeze(
     context = [p for p in every if p.key not in names and _feeds(p, chosen, lookback)]
     matured, immature, never = _count_labels(declaration, workspace, chosen, as_of)
     return Snapshot(
-        model=declaration.name, purpose=purpose, as_of=as_of,  # type: ignore[arg-type]  # "train" or "score"
-        start=chosen[0].start, end=chosen[-1].end, partitions=tuple(chosen), context=tuple(context),
-        rows=sum(p.rows for p in chosen), matured=matured, immature=immature, never=never,
+        model=declaration.name,
+        purpose=purpose,
+        as_of=as_of,
+        start=chosen[0].start,
+        end=chosen[-1].end,
+        partitions=tuple(chosen),
+        context=tuple(context),
+        rows=sum(p.rows for p in chosen),
+        matured=matured,
+        immature=immature,
+        never=never,
         columns={source: file.columns for source, file in chosen[-1].files.items()},
-    )  # fmt: skip
+    )
 
 
 def _feeds(earlier: Partition, chosen: Sequence[Partition], lookback: timedelta) -> bool:

@@ -29,9 +29,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Definitions", "JoinError", "apply_definitions", "code_digest", "join", "load", "lookback",
-    "materialize", "materialize_tables", "open_store", "table_folder",
-]  # fmt: skip
+    "Definitions",
+    "JoinError",
+    "apply_definitions",
+    "code_digest",
+    "join",
+    "load",
+    "lookback",
+    "materialize",
+    "materialize_tables",
+    "open_store",
+    "table_folder",
+]
 
 OFFLINE_STORE = "evergreen.lifecycle.pointintime.AsOfOfflineStore"
 _DIGEST = "evergreen.definitions"
@@ -53,9 +62,12 @@ def open_store(declaration: Declaration, workspace: Workspace) -> Any:
 
 
 def join(
-    definitions: Definitions, model: str, rows: pd.DataFrame,
-    tables: Mapping[str, Sequence[str]], store: Store,
-) -> pd.DataFrame:  # fmt: skip
+    definitions: Definitions,
+    model: str,
+    rows: pd.DataFrame,
+    tables: Mapping[str, Sequence[str]],
+    store: Store,
+) -> pd.DataFrame:
     """The features of each row as they were known at its ``event_timestamp``.
 
     :param rows: ``row_id``, ``event_timestamp`` (UTC) and the columns that the views are asked by.
@@ -144,9 +156,12 @@ def materialize(
 
 
 def materialize_tables(
-    declaration: Declaration, workspace: Workspace, tables: Mapping[str, Sequence[str]],
-    start: datetime, end: datetime,
-) -> dict[str, tuple[datetime, datetime]]:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    tables: Mapping[str, Sequence[str]],
+    start: datetime,
+    end: datetime,
+) -> dict[str, tuple[datetime, datetime]]:
     """Put each key's newest row of [start, end) online, unless a newer one is there already.
 
     Feast's own ``materialize`` overwrites whatever is online, so that repeating an old window
@@ -213,10 +228,13 @@ def _open(model: str, registry: Path, online: Path) -> Any:
     from feast import FeatureStore, RepoConfig
 
     config = RepoConfig(
-        project=model, provider="local", registry={"registry_type": "file", "path": str(registry)},
+        project=model,
+        provider="local",
+        registry={"registry_type": "file", "path": str(registry)},
         offline_store={"type": OFFLINE_STORE},
-        online_store={"type": "sqlite", "path": str(online)}, entity_key_serialization_version=3,
-    )  # fmt: skip
+        online_store={"type": "sqlite", "path": str(online)},
+        entity_key_serialization_version=3,
+    )
     return FeatureStore(config=config)
 
 
@@ -231,10 +249,18 @@ def _objects(definitions: Definitions, sources: Mapping[str, str]) -> list[Any]:
         own = [entities[entity] for entity in view.entities]
         keys = [Field(name=e.join_key, dtype=from_value_type(e.value_type)) for e in own]
         source = FileSource(name=f"{name}_tables", path=sources[name], timestamp_field=TIMESTAMP)
-        views.append(FeatureView(
-            name=name, entities=own, ttl=view.ttl, schema=[*keys, *view.features], source=source,
-            description=view.description, tags=dict(view.tags), owner=view.owner,
-        ))  # fmt: skip
+        views.append(
+            FeatureView(
+                name=name,
+                entities=own,
+                ttl=view.ttl,
+                schema=[*keys, *view.features],
+                source=source,
+                description=view.description,
+                tags=dict(view.tags),
+                owner=view.owner,
+            )
+        )
     service = FeatureService.from_proto(definitions.service.to_proto())
     return [*entities.values(), *views, service]
 

@@ -29,15 +29,31 @@ from evergreen.workspace import QUIET, Workspace
 TIMEOUT = 180.0
 #: What a process needs to start; credentials are not among it, the model is handed over as files.
 _ENVIRONMENT = (
-    "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-    "OPENBLAS_NUM_THREADS", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "TZ",
-)  # fmt: skip
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OPENBLAS_NUM_THREADS",
+    "PATH",
+    "SYSTEMROOT",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "TZ",
+)
 
 
 def check_infrastructure(
-    declaration: Declaration, workspace: Workspace, trained: TrainedModel, feature_set: FeatureSet,
-    *, timeout: float = TIMEOUT,
-) -> InfrastructureReport:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    trained: TrainedModel,
+    feature_set: FeatureSet,
+    *,
+    timeout: float = TIMEOUT,
+) -> InfrastructureReport:
     """Load and time the logged model in a clean process.
 
     :param timeout: seconds for the whole process.
@@ -60,9 +76,12 @@ def check_infrastructure(
 
 
 def _probe(
-    declaration: Declaration, workspace: Workspace, trained: TrainedModel, feature_set: FeatureSet,
+    declaration: Declaration,
+    workspace: Workspace,
+    trained: TrainedModel,
+    feature_set: FeatureSet,
     timeout: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Ask the clean process.
 
     :raises TrainingError: when the model's file asks for a type nobody reviewed.
@@ -81,8 +100,13 @@ def _probe(
         )
         done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
             [sys.executable, "-m", "evergreen.lifecycle.infrastructure_probe", question, answer],
-            env=_environment(), cwd=aside, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+            env=_environment(),
+            cwd=aside,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         if not answer.exists():
             last = "; ".join(done.stderr.strip().splitlines()[-3:])
             raise subprocess.SubprocessError(f"the process ended with {done.returncode}: {last}")

@@ -82,9 +82,15 @@ def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> I
         mark = records.watermark(session, declaration.name)
         keys = {row.key for row in records.latest_partitions(session, declaration.name)}
     return IngestReport(
-        model=declaration.name, registered=tuple(registered), late=tuple(late), waiting=waiting, early=tuple(early),
-        refused=tuple(refused), missing=tuple(_gaps(declaration.data.partition, keys)), watermark=mark,
-    )  # fmt: skip
+        model=declaration.name,
+        registered=tuple(registered),
+        late=tuple(late),
+        waiting=waiting,
+        early=tuple(early),
+        refused=tuple(refused),
+        missing=tuple(_gaps(declaration.data.partition, keys)),
+        watermark=mark,
+    )
 
 
 def _list(declaration: Declaration, workspace: Workspace) -> dict[str, dict[str, Landed]]:
@@ -128,9 +134,12 @@ def _is_key(period: Period, text: str) -> bool:
 
 
 def _candidate(
-    declaration: Declaration, workspace: Workspace, key: str,
-    landed: Mapping[str, Landed], known: PartitionRow | None,
-) -> PartitionRow | None:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    key: str,
+    landed: Mapping[str, Landed],
+    known: PartitionRow | None,
+) -> PartitionRow | None:
     """The row to register for a landed partition; None when its content is registered already."""
     recorded = {name: PartitionFile(**file) for name, file in known.files.items()} if known else {}
     if all(s in recorded and recorded[s].fingerprint == f.fingerprint for s, f in landed.items()):
@@ -147,19 +156,30 @@ def _candidate(
         if source == MAIN:
             maturity = _maturity(declaration, frame)
         files[source] = PartitionFile(
-            uri=file.uri, sha256=sha, bytes=size, rows=len(frame), stored=stored,
-            fingerprint=file.fingerprint, columns=_types(frame, file.uri),
-        )  # fmt: skip
+            uri=file.uri,
+            sha256=sha,
+            bytes=size,
+            rows=len(frame),
+            stored=stored,
+            fingerprint=file.fingerprint,
+            columns=_types(frame, file.uri),
+        )
     digest = digest_of({source: file.sha256 for source, file in files.items()})
     if known and known.digest == digest:
         return None
     period = declaration.data.partition
     return PartitionRow(
-        model=declaration.name, key=key, revision=known.revision + 1 if known else 1,
-        start=period.start(key), end=period.end(key), digest=digest, rows=files[MAIN].rows,
+        model=declaration.name,
+        key=key,
+        revision=known.revision + 1 if known else 1,
+        start=period.start(key),
+        end=period.end(key),
+        digest=digest,
+        rows=files[MAIN].rows,
         files={name: file.to_dict() for name, file in files.items()},
-        maturity=maturity or (known.maturity if known else {}), late=False,
-    )  # fmt: skip
+        maturity=maturity or (known.maturity if known else {}),
+        late=False,
+    )
 
 
 def _checked(
@@ -221,9 +241,13 @@ def _register(workspace: Workspace, row: PartitionRow) -> PartitionRow:
         row.late = mark is not None and row.end < mark and row.revision == 1
         written = records.put(session, row, "model", "key", "revision")
         records.raise_signal(
-            session, row.model, "new_data", f"{row.key}/{row.revision}", max(mark or row.end, row.end),
+            session,
+            row.model,
+            "new_data",
+            f"{row.key}/{row.revision}",
+            max(mark or row.end, row.end),
             {"partition": row.key, "revision": row.revision, "rows": row.rows},
-        )  # fmt: skip
+        )
     return written
 
 
@@ -232,7 +256,8 @@ def _gaps(period: Period, keys: set[str]) -> list[str]:
     if not keys:
         return []
     moment: datetime = period.start(min(keys))
-    gaps, newest = [], max(keys)
+    gaps: list[str] = []
+    newest = max(keys)
     while (key := period.key(moment)) < newest and len(gaps) < _MOST_GAPS:
         gaps += [key] if key not in keys else []
         moment = period.end(key)

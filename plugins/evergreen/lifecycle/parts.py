@@ -57,9 +57,13 @@ def make_part(tables: FeatureTables, partition: Partition) -> Made:
     uri = tables.store.uri(name)
     facts = footer(tables.store, uri)
     part = FeaturePart(
-        partition=partition.key, start=partition.start, end=partition.end, digest=digest, uri=uri,
+        partition=partition.key,
+        start=partition.start,
+        end=partition.end,
+        digest=digest,
+        uri=uri,
         rows=facts.rows,
-    )  # fmt: skip
+    )
     return Made(part, facts, reused)
 
 
@@ -71,10 +75,12 @@ def _recipe(tables: FeatureTables, partition: Partition) -> dict[str, Any]:
     """What a part depends on beside its feature tables."""
     declared = tables.declaration
     return {
-        **tables.recipe(partition, timedelta(0)), "entities": declared.data.entities,
-        "label": declared.data.label.model_dump(mode="json"), "kept": _kept(declared),
+        **tables.recipe(partition, timedelta(0)),
+        "entities": declared.data.entities,
+        "label": declared.data.label.model_dump(mode="json"),
+        "kept": _kept(declared),
         "features": [feature.to_dict() for feature in tables.definitions.features],
-    }  # fmt: skip
+    }
 
 
 def _kept(declaration: Declaration) -> list[str]:

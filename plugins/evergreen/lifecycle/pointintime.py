@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ibis  # type: ignore[import-untyped]
-from feast.infra.offline_stores.duckdb import (  # noqa: TID253 - see above
-    DuckDBOfflineStore,
-    DuckDBOfflineStoreConfig,
-)
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig  # noqa: TID253 - see above
 from feast.infra.offline_stores.ibis import IbisRetrievalJob  # noqa: TID253
 
 if TYPE_CHECKING:

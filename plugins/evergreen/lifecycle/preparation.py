@@ -41,11 +41,15 @@ def prepare(
     window = {partition.key for partition in snapshot.partitions}
     made = [make_part(tables, partition) for partition in usable if partition.key in window]
     found = FeatureSet(
-        model=declaration.name, purpose=snapshot.purpose, snapshot=validation.snapshot,
-        as_of=snapshot.as_of, features=(*definitions.features, *request_features(definitions, made)),
-        parts=tuple(each.part for each in made), rows=sum(each.part.rows for each in made),
+        model=declaration.name,
+        purpose=snapshot.purpose,
+        snapshot=validation.snapshot,
+        as_of=snapshot.as_of,
+        features=(*definitions.features, *request_features(definitions, made)),
+        parts=tuple(each.part for each in made),
+        rows=sum(each.part.rows for each in made),
         reused=sum(each.reused for each in made),
-    )  # fmt: skip
+    )
     return _with_split(declaration, workspace, found) if snapshot.purpose == "train" else found
 
 
@@ -70,9 +74,13 @@ def _with_split(declaration: Declaration, workspace: Workspace, found: FeatureSe
     """The set parted into training and holdout, or a refusal when either is too small."""
     window, holdout = declaration.training.window, declaration.training.holdout
     cut = split(
-        workspace.store, found.parts, found.as_of,
-        length=holdout.length, embargo=holdout.embargo, skip_recent=window.skip_recent,
-    )  # fmt: skip
+        workspace.store,
+        found.parts,
+        found.as_of,
+        length=holdout.length,
+        embargo=holdout.embargo,
+        skip_recent=window.skip_recent,
+    )
     for side, rows, needed in (
         ("training.window", cut.training_rows, window.min_rows),
         ("training.holdout", cut.holdout_rows, holdout.min_rows),

@@ -29,9 +29,14 @@ from evergreen.workspace import Workspace
 
 
 def promote(
-    declaration: Declaration, workspace: Workspace, decision: Decision, verdict: Verdict,
-    trained: TrainedModel, snapshot: Reference, feature_set: FeatureSet,
-) -> Promotion:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    decision: Decision,
+    verdict: Verdict,
+    trained: TrainedModel,
+    snapshot: Reference,
+    feature_set: FeatureSet,
+) -> Promotion:
     """Make a candidate champion.
 
     :param trained: what ships: the judged candidate, or the same recipe refitted.
@@ -44,22 +49,39 @@ def promote(
             f"({verdict.reason}); only a promoting verdict can go live."
         )
     version = registry.register_version(
-        workspace, declaration, trained.mlflow_run, trained.model_uri,
-        {"evergreen.verdict": verdict.verdict, "evergreen.reason": verdict.reason[:5000],
-         "evergreen.cause": decision.cause or "", "evergreen.dag_run": decision.run_id},
-    )  # fmt: skip
+        workspace,
+        declaration,
+        trained.mlflow_run,
+        trained.model_uri,
+        {
+            "evergreen.verdict": verdict.verdict,
+            "evergreen.reason": verdict.reason[:5000],
+            "evergreen.cause": decision.cause or "",
+            "evergreen.dag_run": decision.run_id,
+        },
+    )
     row = _compare_and_set(declaration, workspace, decision, verdict, trained, snapshot, version)
     materialized = _carry_out(declaration, workspace, row, feature_set)
     return Promotion(
-        model=declaration.name, version=row.version, position=row.position, replaced=row.replaced,
-        as_of=row.as_of, mlflow_run=row.mlflow_run, materialized=materialized,
-    )  # fmt: skip
+        model=declaration.name,
+        version=row.version,
+        position=row.position,
+        replaced=row.replaced,
+        as_of=row.as_of,
+        mlflow_run=row.mlflow_run,
+        materialized=materialized,
+    )
 
 
 def _compare_and_set(
-    declaration: Declaration, workspace: Workspace, decision: Decision, verdict: Verdict,
-    trained: TrainedModel, snapshot: Reference, version: str,
-) -> PromotionRow:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    decision: Decision,
+    verdict: Verdict,
+    trained: TrainedModel,
+    snapshot: Reference,
+    version: str,
+) -> PromotionRow:
     model = declaration.name
     try:
         with workspace.ledger.write() as session:
@@ -69,12 +91,20 @@ def _compare_and_set(
             if (live.position if live else 0) != verdict.champion_position:
                 raise _conflict(model, decision.run_id, verdict, live)
             row = PromotionRow(
-                model=model, position=verdict.champion_position + 1, run_id=decision.run_id,
-                version=version, replaced=live.version if live else None, kind=verdict.verdict,
-                reason=verdict.reason, as_of=decision.as_of, mlflow_run=trained.mlflow_run,
-                model_uri=trained.model_uri, snapshot_uri=snapshot.uri,
-                snapshot_digest=snapshot.digest, trained_through=trained.trained_through,
-            )  # fmt: skip
+                model=model,
+                position=verdict.champion_position + 1,
+                run_id=decision.run_id,
+                version=version,
+                replaced=live.version if live else None,
+                kind=verdict.verdict,
+                reason=verdict.reason,
+                as_of=decision.as_of,
+                mlflow_run=trained.mlflow_run,
+                model_uri=trained.model_uri,
+                snapshot_uri=snapshot.uri,
+                snapshot_digest=snapshot.digest,
+                trained_through=trained.trained_through,
+            )
             session.add(row)
             session.flush()
             return row

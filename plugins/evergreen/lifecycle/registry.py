@@ -47,9 +47,15 @@ def delete_logged_model(workspace: Workspace, model_id: str) -> None:
 
 
 def log_model(
-    workspace: Workspace, run_id: str, name: str, estimator: Any, *,
-    tags: Mapping[str, str], metadata: Mapping[str, Any], **save: Any,
-) -> str:  # fmt: skip
+    workspace: Workspace,
+    run_id: str,
+    name: str,
+    estimator: Any,
+    *,
+    tags: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    **save: Any,
+) -> str:
     """Log a fitted scikit-learn estimator below a run.
 
     The logged model is PENDING until every file is there, then READY.
@@ -68,9 +74,12 @@ def log_model(
         experiment = there.get_run(run_id).info.experiment_id
         logged = there.create_logged_model(experiment, name, run_id, dict(tags))
         model = Model(
-            artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id,
-            model_id=logged.model_id, metadata=dict(metadata),
-        )  # fmt: skip
+            artifact_path=logged.artifact_location,
+            run_id=run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+            metadata=dict(metadata),
+        )
         folder = f"{aside}/model"
         mlflow.sklearn.save_model(estimator, folder, mlflow_model=model, **save)
         there.log_model_artifacts(logged.model_id, folder)

@@ -6,6 +6,7 @@ file, which never changes because files are kept by content.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
@@ -49,7 +50,8 @@ def read_file(path: Any, uri: str, columns: list[str] | None = None) -> pd.DataF
         with path.open("rb") as stream:
             if uri.endswith(".csv"):
                 return pd.read_csv(stream, usecols=columns)
-            return parquet.read_table(stream, columns=columns).to_pandas()
+            frame: pd.DataFrame = parquet.read_table(stream, columns=columns).to_pandas()
+            return frame
     except (
         pa.ArrowException,
         pd.errors.ParserError,
@@ -77,9 +79,8 @@ def normalise_times(
         values = frame[column]
         try:
             if not isinstance(values.dtype, pd.DatetimeTZDtype):
-                if pd.api.types.is_numeric_dtype(values) and values.notna().any():
-                    raise ValueError("numbers are not times")
-                values = pd.to_datetime(values, format="ISO8601")
+                numbers = pd.api.types.is_numeric_dtype(values) and values.notna().any()
+                values = pd.to_datetime(values.map(repr) if numbers else values, format="ISO8601")
                 if not isinstance(values.dtype, pd.DatetimeTZDtype):
                     values = values.dt.tz_localize(zone, ambiguous="raise", nonexistent="raise")
             frame[column] = values.dt.tz_convert("UTC").dt.as_unit("us")
@@ -92,9 +93,12 @@ def normalise_times(
 
 
 def read_raw(
-    store: Store, declaration: Declaration, file: PartitionFile, source: str = MAIN,
+    store: Store,
+    declaration: Declaration,
+    file: PartitionFile,
+    source: str = MAIN,
     columns: list[str] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The rows of a registered file, times in UTC, index = row id."""
     if columns is not None:
         columns = list(dict.fromkeys((*time_columns(declaration, source), *columns)))
@@ -111,7 +115,7 @@ def label_timestamps(declaration: Declaration, frame: pd.DataFrame) -> pd.Series
     if label.timestamp is not None:
         known = frame[label.timestamp]
     else:
-        known = frame[declaration.data.event_timestamp] + label.delay
+        known = frame[declaration.data.event_timestamp] + (label.delay or timedelta(0))
     return known.where(frame[label.column].notna())
 
 

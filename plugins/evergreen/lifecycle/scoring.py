@@ -36,9 +36,13 @@ if TYPE_CHECKING:
 
 
 def score(
-    declaration: Declaration, workspace: Workspace, snapshot: Snapshot, feature_set: FeatureSet,
-    *, run_id: str,
-) -> ScoreReport:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    snapshot: Snapshot,
+    feature_set: FeatureSet,
+    *,
+    run_id: str,
+) -> ScoreReport:
     """Score every partition of the snapshot whose features could be prepared.
 
     :raises DataBlockedError: when a champion's feature is missing or its answers aren't finite.
@@ -106,9 +110,13 @@ def _known_categories(estimator: Any) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _score(
-    declaration: Declaration, workspace: Workspace, champion: Champion, partition: Partition,
-    part: FeaturePart, feature_set: FeatureSet,
-) -> ScoredPartition:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    champion: Champion,
+    partition: Partition,
+    part: FeaturePart,
+    feature_set: FeatureSet,
+) -> ScoredPartition:
     fitted = load_fitted(workspace, declaration, champion.model_uri)
     rows = workspace.store.get_table(part.uri)
     answers = answers_of(fitted, declaration.name, rows)
@@ -116,16 +124,24 @@ def _score(
     log = _log(declaration, champion, rows, answers, feature_set)
     uri = workspace.store.put_table(name, log)
     return ScoredPartition(
-        partition=partition.key, revision=partition.revision, version=champion.version,
-        rows=len(rows), uri=uri, digest=_digest(answers), unseen=unseen_categories(fitted.estimator, rows),
+        partition=partition.key,
+        revision=partition.revision,
+        version=champion.version,
+        rows=len(rows),
+        uri=uri,
+        digest=_digest(answers),
+        unseen=unseen_categories(fitted.estimator, rows),
         metrics=realised(declaration, fitted, rows, answers, feature_set.as_of),
-    )  # fmt: skip
+    )
 
 
 def _log(
-    declaration: Declaration, champion: Champion, rows: pd.DataFrame, answers: Array,
+    declaration: Declaration,
+    champion: Champion,
+    rows: pd.DataFrame,
+    answers: Array,
     feature_set: FeatureSet,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Keys, the features as they were answered for, the answer and who gave it."""
     keys = ["row_id", "event_timestamp", *declaration.data.entities]
     columns = dict.fromkeys([*keys, *(feature.name for feature in feature_set.features)])
@@ -140,7 +156,11 @@ def _log(
 
 
 def realised(
-    declaration: Declaration, fitted: FittedModel, rows: pd.DataFrame, answers: Array, as_of: datetime
+    declaration: Declaration,
+    fitted: FittedModel,
+    rows: pd.DataFrame,
+    answers: Array,
+    as_of: datetime,
 ) -> dict[str, float]:
     """The metrics on rows whose label is known by ``as_of`` and of a class the model knows."""
     known = rows["label"].notna() & (rows["label_timestamp"] <= as_of)
@@ -163,8 +183,14 @@ def _record(
 ) -> None:
     with workspace.ledger.write() as session:
         row = ScoreRow(
-            model=declaration.name, partition=done.partition, revision=done.revision,
-            version=done.version, run_id=run_id, rows=done.rows, uri=done.uri, digest=done.digest,
+            model=declaration.name,
+            partition=done.partition,
+            revision=done.revision,
+            version=done.version,
+            run_id=run_id,
+            rows=done.rows,
+            uri=done.uri,
+            digest=done.digest,
             metrics=done.metrics,
-        )  # fmt: skip
+        )
         records.put(session, row, "model", "partition", "revision", "version")

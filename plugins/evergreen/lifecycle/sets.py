@@ -123,9 +123,14 @@ class Split:
 
 
 def split(
-    store: Store, parts: tuple[FeaturePart, ...], as_of: datetime,
-    *, length: timedelta, embargo: timedelta, skip_recent: timedelta,
-) -> Split:  # fmt: skip
+    store: Store,
+    parts: tuple[FeaturePart, ...],
+    as_of: datetime,
+    *,
+    length: timedelta,
+    embargo: timedelta,
+    skip_recent: timedelta,
+) -> Split:
     """Part the matured rows; reads two columns of each part.
 
     The holdout is the newest ``length`` of matured rows, its older end excluded; ``skip_recent``
@@ -149,6 +154,9 @@ def split(
     holdout_start = newest - length + _TICK
     training_end = holdout_start - embargo
     return Split(
-        training_end, holdout_start, newest + _TICK,
-        int((kept < training_end).sum()), int((kept >= holdout_start).sum()),
-    )  # fmt: skip
+        training_end,
+        holdout_start,
+        newest + _TICK,
+        int((kept < training_end).sum()),
+        int((kept >= holdout_start).sum()),
+    )

@@ -58,10 +58,14 @@ class FeatureTables:
         data = self.declaration.data
         sources = {name: time_columns(self.declaration, name) for name in (MAIN, *data.sources)}
         return {
-            "version": PREPARE_VERSION, "feast": version("feast"), "code": self.definitions.digest,
-            "partition": partition.key, "timezone": data.timezone, "times": sources,
+            "version": PREPARE_VERSION,
+            "feast": version("feast"),
+            "code": self.definitions.digest,
+            "partition": partition.key,
+            "timezone": data.timezone,
+            "times": sources,
             "raw": [[p.digest, self._set_aside(p)] for p in self.covering(partition, span)],
-        }  # fmt: skip
+        }
 
     def name(self, view: str, partition: Partition) -> str:
         """A table's name below the store's root."""

@@ -70,10 +70,18 @@ class _Attempt:
 
 
 def train(
-    declaration: Declaration, workspace: Workspace, feature_set: FeatureSet, reference: Reference,
-    snapshot_digest: str, *, run_key: str, as_of: datetime, cause: str | None,
-    tune: bool = False, lineage: Mapping[str, str],
-) -> TrainedModel:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    feature_set: FeatureSet,
+    reference: Reference,
+    snapshot_digest: str,
+    *,
+    run_key: str,
+    as_of: datetime,
+    cause: str | None,
+    tune: bool = False,
+    lineage: Mapping[str, str],
+) -> TrainedModel:
     """Fit a candidate on the training rows and log it.
 
     :param reference: of the feature set, as it was saved.
@@ -86,16 +94,27 @@ def train(
     """
     code, environment = code_digest(declaration), environment_digest()
     facts = {
-        **lineage, "cause": cause or "", "model": declaration.name, "data_digest": snapshot_digest,
-        "features_digest": reference.digest, "code_digest": code,
-        "environment_digest": environment, "as_of": as_of.isoformat(), "refit": "false",
-    }  # fmt: skip
+        **lineage,
+        "cause": cause or "",
+        "model": declaration.name,
+        "data_digest": snapshot_digest,
+        "features_digest": reference.digest,
+        "code_digest": code,
+        "environment_digest": environment,
+        "as_of": as_of.isoformat(),
+        "refit": "false",
+    }
     tags = {f"evergreen.{name}": value for name, value in facts.items()}
     run_id = tracking.find_or_create_run(workspace, declaration, run_key, tags)
     attempt = _Attempt(
-        declaration, workspace, feature_set, run_id=run_id, run_key=run_key, as_of=as_of,
+        declaration,
+        workspace,
+        feature_set,
+        run_id=run_id,
+        run_key=run_key,
+        as_of=as_of,
         tags=tracking.tags_of(workspace, run_id),
-    )  # fmt: skip
+    )
     if done := attempt.result(RESULT):
         return done
     if feature_set.training_end is None or feature_set.holdout_start is None:
@@ -109,21 +128,36 @@ def train(
     model = _fit(attempt, lesson, parameters, "fit_seconds")
     uri, predictions = _log(attempt, model, "model")
     result = TrainedModel(
-        model=declaration.name, mlflow_run=run_id, model_uri=uri, estimator=estimator,
-        experiment=workspace.experiment(declaration), features=feature_set.features,
-        classes=model.classes, feature_set=reference, snapshot=snapshot_digest,
-        predictions_digest=predictions, code_digest=code, environment_digest=environment,
-        parameters=parameters, training_rows=len(lesson.rows),
-        holdout_start=feature_set.holdout_start, trained_through=feature_set.training_end,
+        model=declaration.name,
+        mlflow_run=run_id,
+        model_uri=uri,
+        estimator=estimator,
+        experiment=workspace.experiment(declaration),
+        features=feature_set.features,
+        classes=model.classes,
+        feature_set=reference,
+        snapshot=snapshot_digest,
+        predictions_digest=predictions,
+        code_digest=code,
+        environment_digest=environment,
+        parameters=parameters,
+        training_rows=len(lesson.rows),
+        holdout_start=feature_set.holdout_start,
+        trained_through=feature_set.training_end,
         tuned=declaration.training.search is not None,
-    )  # fmt: skip
+    )
     return attempt.keep(result, RESULT)
 
 
 def refit(
-    declaration: Declaration, workspace: Workspace, feature_set: FeatureSet, trained: TrainedModel,
-    *, run_key: str, as_of: datetime,
-) -> TrainedModel:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    feature_set: FeatureSet,
+    trained: TrainedModel,
+    *,
+    run_key: str,
+    as_of: datetime,
+) -> TrainedModel:
     """Fit a candidate that has passed the gate again, on its window and its holdout.
 
     The same recipe in the candidate's own run, as a second logged model ``model-refit``.
@@ -133,9 +167,14 @@ def refit(
     import pandas as pd
 
     attempt = _Attempt(
-        declaration, workspace, feature_set, run_id=trained.mlflow_run, run_key=run_key,
-        as_of=as_of, tags=tracking.tags_of(workspace, trained.mlflow_run),
-    )  # fmt: skip
+        declaration,
+        workspace,
+        feature_set,
+        run_id=trained.mlflow_run,
+        run_key=run_key,
+        as_of=as_of,
+        tags=tracking.tags_of(workspace, trained.mlflow_run),
+    )
     if (key := attempt.tags.get(tracking.RUN_KEY)) != run_key:
         raise TrainingError(f"the MLflow run {trained.mlflow_run} is of {key}, not of {run_key}")
     if done := attempt.result(RESULT_OF_REFIT):
@@ -186,9 +225,13 @@ def _parameters(attempt: _Attempt, lesson: Lesson, *, tune: bool) -> dict[str, A
     chosen = dict(lesson.declaration.training.parameters)
     if lesson.declaration.training.search:
         chosen |= best_parameters(
-            attempt.workspace, lesson, run_id=attempt.run_id, run_key=attempt.run_key,
-            as_of=attempt.as_of, tune=tune,
-        )  # fmt: skip
+            attempt.workspace,
+            lesson,
+            run_id=attempt.run_id,
+            run_key=attempt.run_key,
+            as_of=attempt.as_of,
+            tune=tune,
+        )
     note = {PARAMETERS: json.dumps(chosen, sort_keys=True)}
     tracking.set_tags(attempt.workspace, attempt.run_id, note)
     return chosen

@@ -114,9 +114,13 @@ def _search(lesson: Lesson) -> dict[str, Any]:
     space = search.parameters
     build_estimator(lesson.declaration, lesson.features, next(iter(ParameterGrid(space))))
     common = {
-        "factor": search.factor, "cv": TimeSeriesSplit(search.folds), "scoring": _scorer(lesson),
-        "random_state": lesson.declaration.training.seed, "refit": False, "error_score": np.nan,
-    }  # fmt: skip
+        "factor": search.factor,
+        "cv": TimeSeriesSplit(search.folds),
+        "scoring": _scorer(lesson),
+        "random_state": lesson.declaration.training.seed,
+        "refit": False,
+        "error_score": np.nan,
+    }
     recipe = _recipe(lesson)
     halving = (
         HalvingGridSearchCV(recipe, {"parameters": list(ParameterGrid(space))}, **common)
@@ -186,9 +190,14 @@ def _recipe(lesson: Lesson) -> Any:
 
 
 def _log_trials(
-    workspace: Workspace, declaration: Declaration, trials: list[dict[str, Any]], *,
-    run_id: str, run_key: str, as_of: datetime,
-) -> None:  # fmt: skip
+    workspace: Workspace,
+    declaration: Declaration,
+    trials: list[dict[str, Any]],
+    *,
+    run_id: str,
+    run_key: str,
+    as_of: datetime,
+) -> None:
     """One child run for each candidate, with its last and largest trial."""
     last = {digest_of(trial["parameters"]): trial for trial in trials}
     there = tracking.children(workspace, declaration, run_id)

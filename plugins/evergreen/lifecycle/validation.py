@@ -4,8 +4,6 @@ Three kinds of check: built-in ones of structure, the model's own Great Expectat
 comparison of columns with what the champion learnt from. A partition's own checks depend on its
 content alone and are kept under a key of everything they depend on, so that a retrain pays for
 the new partition only. Bad data is a result, never an exception.
-
-Longer than most: the structural checks belong beside the rules that weigh them.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ from evergreen.lifecycle.rows import (
     required_columns,
     time_columns,
 )
+from evergreen.lifecycle.structure import structural_findings
 from evergreen.store import Store, digest_of
 from evergreen.workspace import Workspace
 
@@ -99,14 +98,18 @@ def validate(
         blocked=tuple(key for key in (*(p.key for p in every), WHOLE) if key in blocked),
         checks=checks,
         quarantined={
-            digest: store.uri(_quarantine_name(keys[digest])) for digest in found if found[digest].quarantined
+            digest: store.uri(_quarantine_name(keys[digest]))
+            for digest in found
+            if found[digest].quarantined
         },
         quarantined_rows=sum(result.quarantined for result in found.values()),
         schema_changes=tuple(
             f"{c.partition}: {c.name}: {c.observed}, was {c.bound}" for c in schema if not c.passed
         ),
-        report=store.uri(_report_name(declaration, keys[every[-1].digest])) if suite and every else None,
-    )  # fmt: skip
+        report=store.uri(_report_name(declaration, keys[every[-1].digest]))
+        if suite and every
+        else None,
+    )
 
 
 def _key(
@@ -152,9 +155,14 @@ def _cached(store: Store, key: str) -> PartitionChecks | None:
 
 
 def _examine(
-    declaration: Declaration, store: Store, suite: Suite | None, partition: Partition,
-    *, purpose: str, key: str,
-) -> PartitionChecks:  # fmt: skip
+    declaration: Declaration,
+    store: Store,
+    suite: Suite | None,
+    partition: Partition,
+    *,
+    purpose: str,
+    key: str,
+) -> PartitionChecks:
     """Run a partition's own checks. What the result points to is written before it."""
     skipped = _label_columns(declaration) if purpose == "score" else frozenset()
     built = build_suite(suite) if suite else []
@@ -170,7 +178,7 @@ def _examine(
             checks.append(_check(partition, source, frame))
             continue
         outcome = run_suite(built, source, frame, f"{partition.key}/{partition.revision}")
-        findings = [*_structure(declaration, source, frame, skipped), *outcome.findings]
+        findings = [*structural_findings(declaration, source, frame, skipped), *outcome.findings]
         if source == MAIN:
             aside = _set_aside(findings)
             quarantined = len(aside)
@@ -213,78 +221,6 @@ def _read(
         return Finding("file", "block", False, str(error), "readable, with times that are times")
 
 
-def _structure(
-    declaration: Declaration, source: str, frame: pd.DataFrame, skipped: frozenset[str]
-) -> Iterator[Finding]:
-    """The checks that need no declaration of their own. ``skipped`` columns aren't looked at."""
-    required = [c for c in required_columns(declaration, source) if c not in skipped]
-    missing = [column for column in required if column not in frame]
-    yield _listing("required columns", "block", missing, "missing", ", ".join(required))
-    empty = [c for c in frame.columns[frame.isna().all()] if c not in skipped]
-    needed, other = [c for c in empty if c in required], [c for c in empty if c not in required]
-    yield _listing("required columns hold values", "block", needed, "all null", "not all null")
-    yield _listing("other columns hold values", "warn", other, "all null", "not all null")
-    label = declaration.data.label.column if source == MAIN else None
-    if source == MAIN:
-        yield from _key_checks(declaration, frame)
-    if label in frame and label not in skipped:
-        yield from _label_values(declaration, frame[label])
-    yield _infinities(frame.drop(columns=[label], errors="ignore"))
-
-
-def _listing(name: str, severity: Severity, wrong: list[str], how: str, bound: str) -> Finding:
-    observed = f"{how}: {', '.join(map(str, wrong))}" if wrong else f"none {how}"
-    return Finding(name, severity, not wrong, observed, bound)
-
-
-def _rows(name: str, wrong: pd.Series, detail: str = "") -> Finding:
-    """A finding that sets the rows aside for which ``wrong`` holds."""
-    rows = tuple(int(row) for row in wrong.index[wrong])
-    observed = share(len(rows), len(wrong)) + (f": {detail}" if rows and detail else "")
-    return Finding(name, "quarantine", not rows, observed, "0 rows", rows)
-
-
-def _key_checks(declaration: Declaration, frame: pd.DataFrame) -> Iterator[Finding]:
-    """Nobody is asked about, or asked about twice at the same moment, and the first one counts."""
-    data = declaration.data
-    keys = [column for column in (*data.entities, data.event_timestamp) if column in frame]
-    nulls = frame[keys].isna()
-    yield _rows("keys not null", nulls.any(axis=1), ", ".join(nulls.columns[nulls.any()]))
-    if len(keys) <= len(data.entities):
-        return
-    whole = frame[~nulls.any(axis=1)]
-    again = whole.duplicated(keys).reindex(frame.index, fill_value=False)
-    twins = whole[whole.duplicated(keys, keep=False)]
-    identical = twins.map(repr).duplicated().reindex(frame.index, fill_value=False)
-    yield _rows("no repeated rows", again & identical, f"identical, {', '.join(keys)} included")
-    yield _rows("keys unique", again & ~identical, f"same {', '.join(keys)}, other values")
-
-
-def _label_values(declaration: Declaration, label: pd.Series) -> Iterator[Finding]:
-    import numpy as np
-    from pandas.api.types import is_numeric_dtype
-
-    if is_numeric_dtype(label):
-        wrong = int(np.isinf(label.to_numpy(dtype=float, na_value=np.nan)).sum())
-        observed = f"{label.name}: {share(wrong, len(label))} infinite"
-        yield Finding("labels finite", "block", not wrong, observed, "0 rows")
-    elif declaration.task is Task.REGRESSION:
-        observed = f"{label.name} holds {label.dtype}"
-        yield Finding("labels finite", "block", False, observed, "numbers")
-
-
-def _infinities(frame: pd.DataFrame) -> Finding:
-    import numpy as np
-    import pandas as pd
-
-    floats = frame[[c for c in frame if pd.api.types.is_float_dtype(frame[c])]]
-    infinite = pd.DataFrame(
-        np.isinf(floats.to_numpy(dtype=float, na_value=np.nan)), frame.index, floats.columns
-    )
-    where = ", ".join(infinite.columns[infinite.any()])
-    return _rows("no infinite values", infinite.any(axis=1), where)
-
-
 def _set_aside(findings: list[Finding]) -> pd.DataFrame:
     """The rows to quarantine, each once, with every reason."""
     import pandas as pd
@@ -322,18 +258,25 @@ def _classes(declaration: Declaration, frame: pd.DataFrame) -> dict[str, AwareDa
 
 def _check(partition: Partition, source: str, finding: Finding) -> Check:
     return Check(
-        name=f"{source}: {finding.name}", partition=partition.key, severity=finding.severity,
-        passed=finding.passed, observed=finding.observed, bound=finding.bound,
-    )  # fmt: skip
+        name=f"{source}: {finding.name}",
+        partition=partition.key,
+        severity=finding.severity,
+        passed=finding.passed,
+        observed=finding.observed,
+        bound=finding.bound,
+    )
 
 
 def _share_check(declaration: Declaration, partition: Partition, quarantined: int) -> Check:
     limit = declaration.validation.quarantine_at_most
     return Check(
-        name="quarantined share", partition=partition.key, severity="block",
-        passed=quarantined <= limit * partition.rows, observed=share(quarantined, partition.rows),
+        name="quarantined share",
+        partition=partition.key,
+        severity="block",
+        passed=quarantined <= limit * partition.rows,
+        observed=share(quarantined, partition.rows),
         bound=f"at most {100 * limit:g} %",
-    )  # fmt: skip
+    )
 
 
 def _label_checks(
@@ -341,10 +284,13 @@ def _label_checks(
 ) -> Iterator[Check]:
     """There is something to learn: labels known as of the snapshot, and two classes of them."""
     yield Check(
-        name="matured rows", partition=WHOLE, severity="block", passed=snapshot.matured > 0,
+        name="matured rows",
+        partition=WHOLE,
+        severity="block",
+        passed=snapshot.matured > 0,
         observed=f"{snapshot.matured:,} ({snapshot.immature:,} not yet, {snapshot.never:,} never labelled)",
         bound="at least 1",
-    )  # fmt: skip
+    )
     if not declaration.task.classifies:
         return
     seen = sorted(
@@ -358,10 +304,13 @@ def _label_checks(
     binary = declaration.task is Task.BINARY
     some = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
     yield Check(
-        name=f"classes of {declaration.data.label.column}", partition=WHOLE, severity="block",
-        passed=len(seen) == 2 if binary else len(seen) > 1, observed=f"{len(seen)}: {some or 'none'}",
+        name=f"classes of {declaration.data.label.column}",
+        partition=WHOLE,
+        severity="block",
+        passed=len(seen) == 2 if binary else len(seen) > 1,
+        observed=f"{len(seen)}: {some or 'none'}",
         bound="exactly 2" if binary else "at least 2",
-    )  # fmt: skip
+    )
 
 
 def _schema_checks(
@@ -380,9 +329,13 @@ def _schema_checks(
             )
             for severity, name, now, was in changes or [("block", "columns", "as before", "same")]:
                 yield Check(
-                    name=f"{source}: {name}", partition=partition.key, severity=severity,
-                    passed=not changes, observed=now, bound=was,
-                )  # fmt: skip
+                    name=f"{source}: {name}",
+                    partition=partition.key,
+                    severity=severity,
+                    passed=not changes,
+                    observed=now,
+                    bound=was,
+                )
 
 
 def _changes(

@@ -11,7 +11,7 @@ from evergreen.operators.base import DECLINED, REFUSED, StageOperator, moment
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from evergreen.lifecycle.contracts import Decision, Result
+    from evergreen.lifecycle.contracts import Decision
     from evergreen.workspace import Workspace
 
 
@@ -32,17 +32,20 @@ class ArbitrateOperator(StageOperator):
                 "reason": params.get("reason") or "no reason given",
             }
         return arbitrate(
-            self.model, workspace, run_id=run.run_id, as_of=moment(params.get("as_of")),
-            manual=manual, tune=bool(params.get("tune")), override=params.get("override") or None,
+            self.model,
+            workspace,
+            run_id=run.run_id,
+            as_of=moment(params.get("as_of")),
+            manual=manual,
+            tune=bool(params.get("tune")),
+            override=params.get("override") or None,
             run_state=lambda run_id: _state(context, run_id),
-        )  # fmt: skip
+        )
 
     def finish(
-        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
-        from evergreen.lifecycle.contracts import Decision
-
-        if Decision.load(workspace.store, reference).action != "retrain":
+        if result.action != "retrain":
             self.skip_rest(context, reference)
 
 
@@ -56,9 +59,12 @@ class ConcludeRunOperator(StageOperator):
         from evergreen.lifecycle.arbitration import conclude
 
         outcome = conclude(
-            self.model, WorkspaceHook().get_conn(), context["dag_run"].run_id,
-            refused=_said(context, REFUSED), declined=_said(context, DECLINED),
-        )  # fmt: skip
+            self.model,
+            WorkspaceHook().get_conn(),
+            context["dag_run"].run_id,
+            refused=_said(context, REFUSED),
+            declined=_said(context, DECLINED),
+        )
         self.log.info("outcome: %s", outcome or "no retrain")
         return {"outcome": outcome}
 

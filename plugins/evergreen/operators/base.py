@@ -57,7 +57,9 @@ class StageOperator(BaseOperator, SkipMixin):
         try:
             result = self.run_stage(workspace, context)
         except (RefusalError, DeclarationError) as error:
-            self.log.error("\n%s", block(self.stage, self.model.name, ["REFUSED", str(error)]))
+            self.log.error(  # noqa: TRY400 - a refusal is a result, a stack trace would hide it
+                "\n%s", block(self.stage, self.model.name, ["REFUSED", str(error)])
+            )
             context["ti"].xcom_push(key=REFUSED, value=str(error))
             raise AirflowFailException(str(error)) from error
         reference = result.save(workspace.store).to_dict()
@@ -72,7 +74,7 @@ class StageOperator(BaseOperator, SkipMixin):
         raise NotImplementedError
 
     def finish(
-        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
         """What a result means for the rest of the run, after it was saved and logged."""
 

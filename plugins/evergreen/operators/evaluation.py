@@ -39,6 +39,10 @@ class EvaluateModelOperator(StageOperator):
         with workspace.ledger.read() as session:
             live = records.champion(session, self.model.name)
         return evaluate(
-            self.model, workspace, TrainedModel.load(workspace.store, self.trained), feature_set,
-            champion=(live.version, live.model_uri) if live else None, as_of=feature_set.as_of,
-        )  # fmt: skip
+            self.model,
+            workspace,
+            TrainedModel.load(workspace.store, self.trained),
+            feature_set,
+            champion=(live.version, live.model_uri) if live else None,
+            as_of=feature_set.as_of,
+        )

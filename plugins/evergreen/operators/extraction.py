@@ -28,17 +28,21 @@ class ExtractSnapshotOperator(StageOperator):
     template_fields: Sequence[str] = ("decision",)
 
     def __init__(
-        self, *, model: Declaration, purpose: Literal["train", "score"] = "train",
-        decision: Any = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model: Declaration,
+        purpose: Literal["train", "score"] = "train",
+        decision: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, **kwargs)
         self.purpose = purpose
         self.decision = decision
 
     def run_stage(self, workspace: Workspace, context: Context) -> Snapshot:
         from evergreen.lifecycle.contracts import Decision
-        from evergreen.lifecycle.extraction import extract, extract_unscored
         from evergreen.lifecycle.definition_reading import lookback
+        from evergreen.lifecycle.extraction import extract, extract_unscored
 
         reach = lookback(self.model)
         if self.purpose == "train":

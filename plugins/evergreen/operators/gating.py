@@ -11,7 +11,7 @@ from evergreen.operators.base import StageOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from evergreen.lifecycle.contracts import Result, Verdict
+    from evergreen.lifecycle.contracts import Verdict
     from evergreen.workspace import Workspace
 
 
@@ -35,9 +35,16 @@ class GateOperator(StageOperator):
     )
 
     def __init__(
-        self, *, model: Declaration, decision: Any, trained: Any, validation: Any,
-        evaluation: Any, infrastructure: Any, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model: Declaration,
+        decision: Any,
+        trained: Any,
+        validation: Any,
+        evaluation: Any,
+        infrastructure: Any,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, **kwargs)
         self.decision = decision
         self.trained = trained
@@ -51,17 +58,17 @@ class GateOperator(StageOperator):
 
         store = workspace.store
         return gate(
-            self.model, workspace, contracts.Decision.load(store, self.decision),
+            self.model,
+            workspace,
+            contracts.Decision.load(store, self.decision),
             contracts.TrainedModel.load(store, self.trained),
             contracts.ValidationReport.load(store, self.validation),
             contracts.Evaluation.load(store, self.evaluation),
             contracts.InfrastructureReport.load(store, self.infrastructure),
-        )  # fmt: skip
+        )
 
     def finish(
-        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
-        from evergreen.lifecycle.contracts import Verdict
-
-        if not Verdict.load(workspace.store, reference).promotes:
+        if not result.promotes:
             self.skip_rest(context, reference)

@@ -11,7 +11,7 @@ from evergreen.operators.base import StageOperator, moment
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from evergreen.lifecycle.contracts import IngestReport, Result
+    from evergreen.lifecycle.contracts import IngestReport
     from evergreen.workspace import Workspace
 
 
@@ -31,14 +31,11 @@ class IngestPartitionsOperator(StageOperator):
         return ingest(self.model, workspace, as_of)
 
     def finish(
-        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
-        from evergreen.lifecycle.contracts import IngestReport
-
-        report = IngestReport.load(workspace.store, reference)
-        if report.refused:
-            if report.registered:
+        if result.refused:
+            if result.registered:
                 self.log.warning("registered what could be; the run fails for what could not")
-            raise AirflowFailException("; ".join(refused.reason for refused in report.refused))
-        if not report.registered:
+            raise AirflowFailException("; ".join(refused.reason for refused in result.refused))
+        if not result.registered:
             raise AirflowSkipException("nothing new has landed")

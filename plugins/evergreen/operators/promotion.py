@@ -29,9 +29,16 @@ class PromoteModelOperator(StageOperator):
     template_fields: Sequence[str] = ("decision", "verdict", "trained", "snapshot", "features")
 
     def __init__(
-        self, *, model: Declaration, decision: Any, verdict: Any, trained: Any, snapshot: Any,
-        features: Any, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        model: Declaration,
+        decision: Any,
+        verdict: Any,
+        trained: Any,
+        snapshot: Any,
+        features: Any,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, **kwargs)
         self.decision = decision
         self.verdict = verdict
@@ -51,10 +58,19 @@ class PromoteModelOperator(StageOperator):
         feature_set = contracts.FeatureSet.load(store, self.features)
         if self.model.training.refit and verdict.promotes:
             trained = refit(
-                self.model, workspace, feature_set, trained,
-                run_key=decision.run_id, as_of=decision.as_of,
-            )  # fmt: skip
+                self.model,
+                workspace,
+                feature_set,
+                trained,
+                run_key=decision.run_id,
+                as_of=decision.as_of,
+            )
         return promote(
-            self.model, workspace, decision, verdict, trained,
-            contracts.Reference.model_validate(self.snapshot), feature_set,
-        )  # fmt: skip
+            self.model,
+            workspace,
+            decision,
+            verdict,
+            trained,
+            contracts.Reference.model_validate(self.snapshot),
+            feature_set,
+        )

@@ -35,6 +35,9 @@ class ScoreBatchOperator(StageOperator):
         from evergreen.lifecycle.scoring import score
 
         return score(
-            self.model, workspace, Snapshot.load(workspace.store, self.snapshot),
-            FeatureSet.load(workspace.store, self.features), run_id=context["dag_run"].run_id,
-        )  # fmt: skip
+            self.model,
+            workspace,
+            Snapshot.load(workspace.store, self.snapshot),
+            FeatureSet.load(workspace.store, self.features),
+            run_id=context["dag_run"].run_id,
+        )

@@ -37,10 +37,17 @@ class TrainModelOperator(StageOperator):
         decision = Decision.load(workspace.store, self.decision)
         feature_set = FeatureSet.load(workspace.store, self.features)
         return train(
-            self.model, workspace, feature_set, Reference.model_validate(self.features),
-            feature_set.snapshot, run_key=decision.run_id, as_of=decision.as_of,
-            cause=decision.cause, tune=decision.tune, lineage=_lineage(self.model, context),
-        )  # fmt: skip
+            self.model,
+            workspace,
+            feature_set,
+            Reference.model_validate(self.features),
+            feature_set.snapshot,
+            run_key=decision.run_id,
+            as_of=decision.as_of,
+            cause=decision.cause,
+            tune=decision.tune,
+            lineage=_lineage(self.model, context),
+        )
 
 
 def _lineage(model: Declaration, context: Context) -> dict[str, str]:

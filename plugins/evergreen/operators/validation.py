@@ -13,7 +13,7 @@ from evergreen.operators.base import REFUSED, StageOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from evergreen.lifecycle.contracts import Result, ValidationReport
+    from evergreen.lifecycle.contracts import ValidationReport
     from evergreen.workspace import Workspace
 
 
@@ -46,18 +46,18 @@ class ValidateDataOperator(StageOperator):
         )
 
     def finish(
-        self, workspace: Workspace, context: Context, result: Result, reference: dict[str, Any]
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
-        from evergreen.lifecycle.contracts import Snapshot, ValidationReport
+        from evergreen.lifecycle.contracts import Snapshot
 
-        report = ValidationReport.load(workspace.store, reference)
         snapshot = Snapshot.load(workspace.store, self.snapshot)
-        remaining = [p for p in snapshot.partitions if p.key not in report.blocked]
+        remaining = [p for p in snapshot.partitions if p.key not in result.blocked]
         usable = snapshot.purpose == "score" and bool(remaining)
-        if report.blocked and not usable:
-            reason = f"data is blocked: {', '.join(report.blocked)}; " + "; ".join(
+        if result.blocked and not usable:
+            reason = f"data is blocked: {', '.join(result.blocked)}; " + "; ".join(
                 f"{c.partition}: {c.name}: {c.observed}, allowed {c.bound}"
-                for c in report.checks if not c.passed and c.severity == "block"
-            )  # fmt: skip
+                for c in result.checks
+                if not c.passed and c.severity == "block"
+            )
             context["ti"].xcom_push(key=REFUSED, value=reason)
             raise AirflowFailException(reason)

@@ -40,8 +40,16 @@ def test_a_good_file_is_read_frozen(tmp_path: Path) -> None:
     ("change", "line", "words"),
     [
         (("training:", "trainig:"), 9, ["trainig", "not a key", "Did you mean training?"]),
-        (("partition: day", "partition: week"), 6, ["data.partition", "'week'", "'hour', 'day' or 'month'"]),
-        (("primary: log_loss", "primary: logloss"), 11, ["evaluation.primary", "'logloss'", "log_loss"]),
+        (
+            ("partition: day", "partition: week"),
+            6,
+            ["data.partition", "'week'", "'hour', 'day' or 'month'"],
+        ),
+        (
+            ("primary: log_loss", "primary: logloss"),
+            11,
+            ["evaluation.primary", "'logloss'", "log_loss"],
+        ),
         (("primary: log_loss", "primary: r2"), 1, ["r2", "binary_classification", "log_loss"]),
         (("delay: 30d", "delay: soon"), 8, ["data.label.delay", "'soon'", "like 7d"]),
         (("delay: 30d}", "delay: 30d, timestamp: t}"), 8, ["data.label", "exactly one of"]),
@@ -54,8 +62,10 @@ def test_a_good_file_is_read_frozen(tmp_path: Path) -> None:
         (("name: churn", "name: other"), None, ["name is 'other'", "folder is 'churn'"]),
         (("task:", "task: ["), None, ["not valid YAML"]),
     ],
-)  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], line: int | None, words: list[str]) -> None:
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path, change: tuple[str, str], line: int | None, words: list[str]
+) -> None:
     file = write(tmp_path, GOOD.replace(*change))
     with pytest.raises(DeclarationError) as caught:
         read_declaration(file)
@@ -79,7 +89,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], line: i
         ("validation: {quarantine_at_most: 3}", ["validation.quarantine_at_most"]),
         ("data_: 1", ["data_", "not a key"]),
     ],
-)  # fmt: skip
+)
 def test_nonsense_values_are_refused(tmp_path: Path, extra: str, words: list[str]) -> None:
     with pytest.raises(DeclarationError) as caught:
         read_declaration(write(tmp_path, GOOD + extra + "\n"))

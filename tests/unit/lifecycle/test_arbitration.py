@@ -24,7 +24,9 @@ TRIGGERS = {
     "cooldown": "7d",
     "budget": {"runs": 2, "per": "30d"},
 }
-past = st.lists(st.integers(0, 90).map(lambda days: NOW - timedelta(days=days)), max_size=5).map(sorted)
+past = st.lists(st.integers(0, 90).map(lambda days: NOW - timedelta(days=days)), max_size=5).map(
+    sorted
+)
 situations = st.builds(
     Situation,
     as_of=st.just(NOW),
@@ -108,9 +110,17 @@ def land(workspace: Workspace, key: str, rows: int = 200, revision: int = 1) -> 
     end = start + timedelta(days=1)
     with workspace.ledger.write() as session:
         row = PartitionRow(
-            model="example", key=key, revision=revision, start=start, end=end, digest=key, rows=rows,
-            late=False, files={}, maturity={end.isoformat(): rows},
-        )  # fmt: skip
+            model="example",
+            key=key,
+            revision=revision,
+            start=start,
+            end=end,
+            digest=key,
+            rows=rows,
+            late=False,
+            files={},
+            maturity={end.isoformat(): rows},
+        )
         records.put(session, row, "model", "key", "revision")
         records.raise_signal(session, "example", "new_data", f"{key}/{revision}", end, {})
 
@@ -171,11 +181,21 @@ def test_a_run_that_failed_and_was_cleared_counts_as_what_it_became(workspace: W
     with workspace.ledger.write() as session:
         session.add(
             PromotionRow(
-                model="example", position=1, run_id="run 1", version="1", replaced=None, kind="bootstrap",
-                reason="", as_of=first.as_of, mlflow_run="r", model_uri="u", snapshot_uri="s",
-                snapshot_digest="d", trained_through=first.as_of,
+                model="example",
+                position=1,
+                run_id="run 1",
+                version="1",
+                replaced=None,
+                kind="bootstrap",
+                reason="",
+                as_of=first.as_of,
+                mlflow_run="r",
+                model_uri="u",
+                snapshot_uri="s",
+                snapshot_digest="d",
+                trained_through=first.as_of,
             )
-        )  # fmt: skip
+        )
     assert conclude(declared(), workspace, "run 1") == "promoted"
     assert conclude(declared(), workspace, "run 1") == "promoted"
     with workspace.ledger.read() as session:

@@ -14,12 +14,27 @@ ROWS = 500
 
 
 def difference(
-    name: str, labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, *, task: Task = Task.BINARY,
-    seed: int = 1, resamples: int = 1000, clusters: np.ndarray | None = None,
-) -> Difference:  # fmt: skip
+    name: str,
+    labels: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    task: Task = Task.BINARY,
+    seed: int = 1,
+    resamples: int = 1000,
+    clusters: np.ndarray | None = None,
+) -> Difference:
     return paired_difference(
-        METRICS[name], task, labels, ours, theirs, resamples=resamples, confidence=0.95, seed=seed, clusters=clusters
-    )  # fmt: skip
+        METRICS[name],
+        task,
+        labels,
+        ours,
+        theirs,
+        resamples=resamples,
+        confidence=0.95,
+        seed=seed,
+        clusters=clusters,
+    )
 
 
 def noisy(rng: np.random.Generator, chance: np.ndarray, scale: float) -> np.ndarray:
@@ -35,7 +50,9 @@ def test_a_over_a_and_coverage() -> None:
     for run in range(RUNS):
         chance = rng.beta(2, 5, ROWS)
         labels = rng.binomial(1, chance)
-        found = difference("log_loss", labels, noisy(rng, chance, 0.4), noisy(rng, chance, 0.4), seed=run)
+        found = difference(
+            "log_loss", labels, noisy(rng, chance, 0.4), noisy(rng, chance, 0.4), seed=run
+        )
         promoted += found.low > 0
         covered += found.low <= 0 <= found.high
     print(f"A/A: {promoted / RUNS:.1%} promoted, {covered / RUNS:.1%} covered")  # noqa: T201 - a printed figure
@@ -55,7 +72,9 @@ def test_rows_that_err_together_need_clusters() -> None:
         ours = 1 / (1 + np.exp(-(np.log(chance / (1 - chance)) + shift)))
         theirs = 1 / (1 + np.exp(-(np.log(chance / (1 - chance)) + rng.normal(0, 0.6, 30)[days])))
         wrong["row"] += difference("log_loss", labels, ours, theirs, seed=run).low > 0
-        wrong["day"] += difference("log_loss", labels, ours, theirs, seed=run, clusters=days).low > 0
+        wrong["day"] += (
+            difference("log_loss", labels, ours, theirs, seed=run, clusters=days).low > 0
+        )
     assert wrong["day"] / 300 <= 0.06
     assert wrong["row"] > 2 * wrong["day"]
 
@@ -81,7 +100,9 @@ def test_changing_sides_changes_the_sign(seed: int, name: str) -> None:
     assert one.low <= one.high
 
 
-@pytest.mark.parametrize(("name", "task"), [(m.name, t) for m in METRICS.values() for t in sorted(m.tasks)])
+@pytest.mark.parametrize(
+    ("name", "task"), [(m.name, t) for m in METRICS.values() for t in sorted(m.tasks)]
+)
 def test_every_metric_tells_the_better_from_the_worse(name: str, task: Task) -> None:
     rng = np.random.default_rng(5)
     if task is Task.REGRESSION:
@@ -93,12 +114,17 @@ def test_every_metric_tells_the_better_from_the_worse(name: str, task: Task) -> 
         bad = rng.uniform(0.3, 0.7, ROWS)
     else:
         labels = rng.integers(0, 3, ROWS)
-        good, bad = np.eye(3)[labels] * 2 + rng.uniform(0.2, 1.8, (ROWS, 3)), rng.uniform(0.2, 0.8, (ROWS, 3))
+        good, bad = (
+            np.eye(3)[labels] * 2 + rng.uniform(0.2, 1.8, (ROWS, 3)),
+            rng.uniform(0.2, 0.8, (ROWS, 3)),
+        )
         good, bad = good / good.sum(axis=1, keepdims=True), bad / bad.sum(axis=1, keepdims=True)
     found = difference(name, labels, good, bad, task=task, resamples=200)
     assert found.low > 0
     assert found.low <= found.estimate <= found.high
-    assert METRICS[name].improvement(measure(name, task, labels, bad), measure(name, task, labels, good)) == pytest.approx(found.estimate)
+    assert METRICS[name].improvement(
+        measure(name, task, labels, bad), measure(name, task, labels, good)
+    ) == pytest.approx(found.estimate)
 
 
 def test_many_rows_cost_no_more_and_say_the_same() -> None:

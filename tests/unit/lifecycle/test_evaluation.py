@@ -38,17 +38,27 @@ def _declare(workspace: Workspace, task: str, estimator: str, **parameters: Any)
             "metrics": metrics,
             "slices": ["origin"],
         },
-        gate={"fairness": [{"column": "carrier", "disparity_at_most": 0.5}] if task == "binary" else []},
-    )  # fmt: skip
+        gate={
+            "fairness": [{"column": "carrier", "disparity_at_most": 0.5}]
+            if task == "binary"
+            else []
+        },
+    )
 
 
 def _train(
     declaration: Declaration, workspace: Workspace, prepared: Prepared, key: str
 ) -> TrainedModel:
     return train(
-        declaration, workspace, *prepared, prepared[0].snapshot, run_key=key, as_of=AS_OF,
-        cause="manual", lineage={},
-    )  # fmt: skip
+        declaration,
+        workspace,
+        *prepared,
+        prepared[0].snapshot,
+        run_key=key,
+        as_of=AS_OF,
+        cause="manual",
+        lineage={},
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,11 +85,15 @@ def test_all_answer_the_same_rows(
     )
     found, again = (
         evaluate(
-            declaration, workspace, candidate, prepared[0],
-            champion=("1", champion.model_uri), as_of=AS_OF,
+            declaration,
+            workspace,
+            candidate,
+            prepared[0],
+            champion=("1", champion.model_uri),
+            as_of=AS_OF,
         )
         for _ in range(2)
-    )  # fmt: skip
+    )
     assert found == again
     assert found.champion_problem is None
     assert found.holdout_rows == 120

@@ -81,18 +81,46 @@ def test_a_module_is_read_as_it_is_and_leaves_no_trace_on_the_path(tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('name="example", features', 'name="other", features', "no FeatureService named example; found other"),
-        ("def prepare_weather", "def prepare_wether", r"no function prepare_weather.*found prepare_wether"),
+        (
+            'name="example", features',
+            'name="other", features',
+            "no FeatureService named example; found other",
+        ),
+        (
+            "def prepare_weather",
+            "def prepare_wether",
+            r"no function prepare_weather.*found prepare_wether",
+        ),
         ("LOOKBACK = timedelta(hours=6)", "", "LOOKBACK is None; allowed is a timedelta"),
-        ("value_type=ValueType.STRING", "value_type=ValueType.FLOAT", "value_type FLOAT; allowed are"),
-        ("dtype=Float64)", "dtype=__import__('feast').types.Int64)", "temp is Int64; allowed are Float64"),
-        ('field="event_timestamp"', 'field="at"', "timestamp_field 'at'; allowed is event_timestamp"),
+        (
+            "value_type=ValueType.STRING",
+            "value_type=ValueType.FLOAT",
+            "value_type FLOAT; allowed are",
+        ),
+        (
+            "dtype=Float64)",
+            "dtype=__import__('feast').types.Int64)",
+            "temp is Int64; allowed are Float64",
+        ),
+        (
+            'field="event_timestamp"',
+            'field="at"',
+            "timestamp_field 'at'; allowed is event_timestamp",
+        ),
         ('name="temp"', 'name="label"', "a feature is named label; allowed are all names but"),
-        ("features=[weather])", "features=[weather])\ndel weather", "takes weather; a module-level FeatureView"),
+        (
+            "features=[weather])",
+            "features=[weather])\ndel weather",
+            "takes weather; a module-level FeatureView",
+        ),
         ("LOOKBACK =", "1 / 0 #", "ZeroDivisionError: division by zero"),
-        ('name="origin", join_keys=["origin"]', 'name="origin", join_keys=["dest"]', "joined by dest; data.entities declares origin"),
+        (
+            'name="origin", join_keys=["origin"]',
+            'name="origin", join_keys=["dest"]',
+            "joined by dest; data.entities declares origin",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_module_that_cannot_be_used_is_refused(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
@@ -142,9 +170,17 @@ def test_the_join_is_point_in_time_and_keeps_every_row(
 ) -> None:
     uri = put(workspace, table(("JFK", 1, 1.0, "a"), ("JFK", 2, None, None), ("EWR", 1, 7.0, "e")))
     asked = [
-        ("JFK", 59), ("JFK", 60), ("JFK", 119), ("JFK", 120), ("JFK", 300), ("JFK", 301),
-        ("EWR", 240), ("LGA", 60), ("JFK", 60), (None, 60),
-    ]  # fmt: skip
+        ("JFK", 59),
+        ("JFK", 60),
+        ("JFK", 119),
+        ("JFK", 120),
+        ("JFK", 300),
+        ("JFK", 301),
+        ("EWR", 240),
+        ("LGA", 60),
+        ("JFK", 60),
+        (None, 60),
+    ]
     rows = pd.DataFrame(
         {
             "row_id": range(len(asked), 0, -1),
@@ -159,8 +195,17 @@ def test_the_join_is_point_in_time_and_keeps_every_row(
     assert joined["row_id"].tolist() == list(range(1, 11))
     by_row = joined.set_index("row_id").loc[rows["row_id"]]
     assert [None if pd.isna(t) else t for t in by_row["temp"]] == [
-        None, 1.0, 1.0, None, None, None, 7.0, None, 1.0, None,
-    ]  # fmt: skip
+        None,
+        1.0,
+        1.0,
+        None,
+        None,
+        None,
+        7.0,
+        None,
+        1.0,
+        None,
+    ]
     assert by_row["sky"].tolist() == [None, "a", "a", None, None, None, "e", None, "a", None]
     assert joined["temp"].dtype == "float64"
 
@@ -188,10 +233,14 @@ def test_a_lost_row_is_an_error(
 
     join = pointintime._join
     monkeypatch.setattr(pointintime, "_join", lambda rows, *rest: join(rows.limit(1), *rest))
-    rows = pd.DataFrame({"row_id": [0, 1], "event_timestamp": [pd.Timestamp(START)] * 2, "origin": "JFK"})  # fmt: skip
+    rows = pd.DataFrame(
+        {"row_id": [0, 1], "event_timestamp": [pd.Timestamp(START)] * 2, "origin": "JFK"}
+    )
     uri = put(workspace, table(("JFK", 1, 1.0, "a")))
     with pytest.raises(features.JoinError, match=r"joining 1 views gave 1 rows.*for 2 that asked"):
-        features.join(features.load(declaration, {}), "example", rows, {"weather": [uri]}, workspace.store)  # fmt: skip
+        features.join(
+            features.load(declaration, {}), "example", rows, {"weather": [uri]}, workspace.store
+        )
 
 
 def test_definitions_are_registered_once_and_again_when_they_change(
@@ -260,10 +309,12 @@ def test_two_that_materialize_at_once_end_with_the_newest(
 ) -> None:
     uris = [put(workspace, table(("JFK", h, float(h), "a")), f"hour{h}") for h in (3, 8, 5)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(
-            lambda uri: features.materialize_tables(
-                declaration, workspace, {"weather": [uri]}, START, END
-            ),
-            uris,
-        ))  # fmt: skip
+        list(
+            pool.map(
+                lambda uri: features.materialize_tables(
+                    declaration, workspace, {"weather": [uri]}, START, END
+                ),
+                uris,
+            )
+        )
     assert online(declaration, workspace)["temp"] == [None, 8.0]

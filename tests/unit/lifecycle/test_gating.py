@@ -21,7 +21,8 @@ from evergreen.lifecycle.contracts import (
     TrainedModel,
     ValidationReport,
 )
-from evergreen.lifecycle.gating import Evidence, judge
+from evergreen.lifecycle.evidence import Evidence
+from evergreen.lifecycle.gating import judge
 from evergreen.lifecycle.metrics import measure_all
 from tests.builders import declare
 
@@ -44,38 +45,81 @@ def evidence(candidate: float = 1.0, champion: float | None = 0.3, **declared: A
     declaration = declare(Path(), **declared)
     labels, ours = answers(candidate)
     rows = pd.DataFrame(
-        {"label": labels, "candidate": ours, "baseline": labels.mean(), "group": np.where(np.arange(ROWS) % 2, "a", "b")}
-    )  # fmt: skip
+        {
+            "label": labels,
+            "candidate": ours,
+            "baseline": labels.mean(),
+            "group": np.where(np.arange(ROWS) % 2, "a", "b"),
+        }
+    )
     rows["event_timestamp"] = pd.date_range(START, periods=ROWS, freq="h")
     if champion is not None:
         rows["champion"] = answers(champion)[1]
-    metrics = {who: measure_all(declaration, labels, rows[who].to_numpy()) for who in ("candidate", "baseline")}
+    metrics = {
+        who: measure_all(declaration, labels, rows[who].to_numpy())
+        for who in ("candidate", "baseline")
+    }
     live = champion is not None
     return Evidence(
         declaration=declaration,
         trained=TrainedModel(
-            model="example", mlflow_run="run", model_uri="models:/m", experiment="e", estimator="x",
-            features=(Feature(name="x", type="number"),), classes=("0", "1"), feature_set=REF, snapshot="s",
-            predictions_digest="p", code_digest="c", environment_digest="e", parameters={}, training_rows=1,
-            holdout_start=START, trained_through=START,
+            model="example",
+            mlflow_run="run",
+            model_uri="models:/m",
+            experiment="e",
+            estimator="x",
+            features=(Feature(name="x", type="number"),),
+            classes=("0", "1"),
+            feature_set=REF,
+            snapshot="s",
+            predictions_digest="p",
+            code_digest="c",
+            environment_digest="e",
+            parameters={},
+            training_rows=1,
+            holdout_start=START,
+            trained_through=START,
         ),
         validation=ValidationReport(model="example", snapshot="s"),
         evaluation=Evaluation(
-            model="example", mlflow_run="run", holdout_digest="h", holdout_rows=ROWS,
-            champion_version="1" if live else None, predictions="file:///p", classes=("0", "1"), metrics=metrics,
-            slices={"group": {v: {"rows": 300.0, **measure_all(declaration, labels[m], ours[m])}
-                              for v in "ab" for m in [(rows["group"] == v).to_numpy()]}},
+            model="example",
+            mlflow_run="run",
+            holdout_digest="h",
+            holdout_rows=ROWS,
+            champion_version="1" if live else None,
+            predictions="file:///p",
+            classes=("0", "1"),
+            metrics=metrics,
+            slices={
+                "group": {
+                    v: {"rows": 300.0, **measure_all(declaration, labels[m], ours[m])}
+                    for v in "ab"
+                    for m in [(rows["group"] == v).to_numpy()]
+                }
+            },
         ),
         infrastructure=InfrastructureReport(
-            model="example", mlflow_run="run", loads=True, signature_matches=True, same_predictions=True,
-            latency_ms={"p95_1_row": 5.0}, memory_mb=300.0,
+            model="example",
+            mlflow_run="run",
+            loads=True,
+            signature_matches=True,
+            same_predictions=True,
+            latency_ms={"p95_1_row": 5.0},
+            memory_mb=300.0,
         ),
         champion=Champion(
-            version="1", position=1, mlflow_run="old", model_uri="models:/o",
-            snapshot=REF, trained_through=START, as_of=START,
-        ) if live else None,
+            version="1",
+            position=1,
+            mlflow_run="old",
+            model_uri="models:/o",
+            snapshot=REF,
+            trained_through=START,
+            as_of=START,
+        )
+        if live
+        else None,
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def test_a_clearly_better_candidate_is_promoted() -> None:
@@ -158,12 +202,40 @@ def test_every_infrastructure_rule_refuses(change: dict[str, Any], words: str) -
     [
         ({"gate": {"floors": {"roc_auc": 0.99}}}, "floor roc_auc"),
         ({"gate": {"floors": {"log_loss": 0.01}}}, "at most 0.01"),
-        ({"gate": {"slice_floors": {"roc_auc": 0.99}}, "evaluation": {"primary": "log_loss", "metrics": ["roc_auc"], "slices": ["group"], "min_slice_rows": 100}}, "floor roc_auc where group = a"),
-        ({"gate": {"slice_floors": {"roc_auc": 0.1}}, "evaluation": {"primary": "log_loss", "metrics": ["roc_auc"], "slices": ["group"], "min_slice_rows": 500}}, "no slice has 500 rows"),
-        ({"gate": {"fairness": [{"column": "absent", "disparity_at_most": 0.1}]}}, "disparity by absent: missing"),
-        ({"training": {"estimator": "a.B", "holdout": {"min_rows": 601}}}, "holdout rows: 600, allowed at least 601"),
+        (
+            {
+                "gate": {"slice_floors": {"roc_auc": 0.99}},
+                "evaluation": {
+                    "primary": "log_loss",
+                    "metrics": ["roc_auc"],
+                    "slices": ["group"],
+                    "min_slice_rows": 100,
+                },
+            },
+            "floor roc_auc where group = a",
+        ),
+        (
+            {
+                "gate": {"slice_floors": {"roc_auc": 0.1}},
+                "evaluation": {
+                    "primary": "log_loss",
+                    "metrics": ["roc_auc"],
+                    "slices": ["group"],
+                    "min_slice_rows": 500,
+                },
+            },
+            "no slice has 500 rows",
+        ),
+        (
+            {"gate": {"fairness": [{"column": "absent", "disparity_at_most": 0.1}]}},
+            "disparity by absent: missing",
+        ),
+        (
+            {"training": {"estimator": "a.B", "holdout": {"min_rows": 601}}},
+            "holdout rows: 600, allowed at least 601",
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_declared_bound_refuses(declared: dict[str, Any], words: str) -> None:
     verdict = judge(evidence(**declared))
     assert (verdict.verdict, verdict.promotes) == ("reject", False)
@@ -171,12 +243,19 @@ def test_every_declared_bound_refuses(declared: dict[str, Any], words: str) -> N
 
 
 def test_unequal_selection_is_refused_where_groups_are_declared() -> None:
-    given_ = evidence(gate={"fairness": [{"column": "group", "disparity_at_most": 0.2}]},
-                      evaluation={"primary": "log_loss", "min_slice_rows": 100})  # fmt: skip
+    given_ = evidence(
+        gate={"fairness": [{"column": "group", "disparity_at_most": 0.2}]},
+        evaluation={"primary": "log_loss", "min_slice_rows": 100},
+    )
     assert given_.rows is not None
     assert judge(given_).promotes
-    unfair = given_.rows.assign(candidate=given_.rows["candidate"].where(given_.rows["group"] == "a", 0.99))
-    assert any("selection-rate disparity" in r.name and not r.passed for r in judge(replace(given_, rows=unfair)).rules)
+    unfair = given_.rows.assign(
+        candidate=given_.rows["candidate"].where(given_.rows["group"] == "a", 0.99)
+    )
+    assert any(
+        "selection-rate disparity" in r.name and not r.passed
+        for r in judge(replace(given_, rows=unfair)).rules
+    )
 
 
 def test_few_days_say_nothing_when_days_are_resampled() -> None:
@@ -199,9 +278,13 @@ def test_an_incomparable_champion_needs_a_person(problem: str | None) -> None:
     assert given_.evaluation is not None
     assert given_.champion is not None
     if problem:
-        given_ = replace(given_, evaluation=given_.evaluation.model_copy(update={"champion_problem": problem}))
+        given_ = replace(
+            given_, evaluation=given_.evaluation.model_copy(update={"champion_problem": problem})
+        )
     else:
-        later = given_.champion.model_copy(update={"trained_through": datetime(2013, 3, 1, tzinfo=UTC)})
+        later = given_.champion.model_copy(
+            update={"trained_through": datetime(2013, 3, 1, tzinfo=UTC)}
+        )
         given_ = replace(given_, champion=later)
     verdict = judge(given_)
     assert (verdict.verdict, verdict.promotes) == ("incomparable", False)
@@ -220,11 +303,17 @@ def test_an_override_overrides_nothing_else() -> None:
     assert not judge(evidence(0.3, 1.0), override="please").promotes
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    candidate=st.floats(0, 1), champion=st.none() | st.floats(0, 1), hole=st.none() | st.sampled_from(["candidate", "champion", "baseline"]),
-)  # fmt: skip
-def test_what_goes_live_has_shown_everything(candidate: float, champion: float | None, hole: str | None) -> None:
+    candidate=st.floats(0, 1),
+    champion=st.none() | st.floats(0, 1),
+    hole=st.none() | st.sampled_from(["candidate", "champion", "baseline"]),
+)
+def test_what_goes_live_has_shown_everything(
+    candidate: float, champion: float | None, hole: str | None
+) -> None:
     """The law of the gate: promotion means every rule passed, and a NaN anywhere stops it."""
     given_ = evidence(candidate, champion)
     if hole is not None and given_.rows is not None and hole in given_.rows:

@@ -24,14 +24,22 @@ def _trained(
     workspace = workspace_in(folder)
     (folder / "model").mkdir(exist_ok=True)
     declaration = declare(
-        folder / "model", task=KINDS.get(task, task), training={"estimator": estimator},
+        folder / "model",
+        task=KINDS.get(task, task),
+        training={"estimator": estimator},
         evaluation={"primary": "r2" if task == "regression" else "log_loss"},
-    )  # fmt: skip
+    )
     prepared = store_features(workspace, example_rows(task))
     trained = train(
-        declaration, workspace, *prepared, prepared[0].snapshot, run_key="train/1", as_of=AS_OF,
-        cause="manual", lineage={},
-    )  # fmt: skip
+        declaration,
+        workspace,
+        *prepared,
+        prepared[0].snapshot,
+        run_key="train/1",
+        as_of=AS_OF,
+        cause="manual",
+        lineage={},
+    )
     return declaration, workspace, trained, prepared[0]
 
 

@@ -57,7 +57,9 @@ def keys(report: IngestReport) -> list[str]:
     return [partition.key for partition in report.registered]
 
 
-def test_what_has_landed_is_registered_in_order_once(workspace: Workspace, declaration: Declaration) -> None:
+def test_what_has_landed_is_registered_in_order_once(
+    workspace: Workspace, declaration: Declaration
+) -> None:
     for key in ("2013-01-03", "2013-01-01", "2013-01-02"):
         land(workspace, key, rows(key))
     report = ingest(declaration, workspace, LATER)
@@ -70,7 +72,9 @@ def test_what_has_landed_is_registered_in_order_once(workspace: Workspace, decla
         assert len(records.open_signals(session, "example")) == 3
 
 
-def test_registered_rows_no_longer_depend_on_the_landing_folder(workspace: Workspace, declaration: Declaration) -> None:
+def test_registered_rows_no_longer_depend_on_the_landing_folder(
+    workspace: Workspace, declaration: Declaration
+) -> None:
     path = land(workspace, "2013-01-01", rows("2013-01-01"))
     file = ingest(declaration, workspace, LATER).registered[0].files["data"]
     content = path.read_bytes()
@@ -83,12 +87,18 @@ def test_a_late_partition_is_taken_and_said(workspace: Workspace, declaration: D
     first = ingest(declaration, workspace, LATER)
     land(workspace, "2013-01-01", rows("2013-01-01"))
     second = ingest(declaration, workspace, LATER)
-    assert (keys(second), second.late, second.missing) == (["2013-01-01"], ("2013-01-01",), ("2013-01-02",))
+    assert (keys(second), second.late, second.missing) == (
+        ["2013-01-01"],
+        ("2013-01-01",),
+        ("2013-01-02",),
+    )
     assert second.watermark == first.watermark
     assert any("late: 2013-01-01" in line for line in second.describe())
 
 
-def test_a_changed_file_is_a_new_revision_said_loudly(workspace: Workspace, declaration: Declaration) -> None:
+def test_a_changed_file_is_a_new_revision_said_loudly(
+    workspace: Workspace, declaration: Declaration
+) -> None:
     land(workspace, "2013-01-01", rows("2013-01-01"))
     first = ingest(declaration, workspace, LATER).registered[0]
     land(workspace, "2013-01-01", rows("2013-01-01").assign(x=7.0))
@@ -119,7 +129,9 @@ def test_a_partition_waits_for_all_its_sources(workspace: Workspace, tmp_path: P
     land(workspace, "2013-01-01", rows("2013-01-01"))
     assert ingest(declaration, workspace, LATER).waiting == {"2013-01-01": ("weather",)}
     (tmp_path / "weather").mkdir()
-    rows("2013-01-01")[["event_timestamp", "x"]].to_parquet(tmp_path / "weather" / "2013-01-01.parquet")
+    rows("2013-01-01")[["event_timestamp", "x"]].to_parquet(
+        tmp_path / "weather" / "2013-01-01.parquet"
+    )
     registered = ingest(declaration, workspace, LATER).registered
     assert set(registered[0].files) == {"data", "weather"}
 
@@ -128,16 +140,27 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame | bytes], str]] = {
     "empty": (lambda f: b"", "not readable as Parquet"),
     "no Parquet": (lambda f: b"a,b\n1,2\n", "not readable as Parquet"),
     "no rows": (lambda f: f.iloc[:0], "holds no rows"),
-    "missing column": (lambda f: f.drop(columns="late"), "has no column late; found event_timestamp"),
-    "outside": (lambda f: f.assign(event_timestamp=f["event_timestamp"] + timedelta(days=1)), "24 of 24 rows"),
+    "missing column": (
+        lambda f: f.drop(columns="late"),
+        "has no column late; found event_timestamp",
+    ),
+    "outside": (
+        lambda f: f.assign(event_timestamp=f["event_timestamp"] + timedelta(days=1)),
+        "24 of 24 rows",
+    ),
     "one in the future": (
-        lambda f: f.assign(event_timestamp=[*f["event_timestamp"][:-1], pd.Timestamp("2113-01-01T00Z")]),
+        lambda f: f.assign(
+            event_timestamp=[*f["event_timestamp"][:-1], pd.Timestamp("2113-01-01T00Z")]
+        ),
         "1 of 24 rows have a event_timestamp outside their partition, first row 23: 2113",
     ),
-    "null time": (lambda f: f.assign(event_timestamp=[pd.NaT, *f["event_timestamp"][1:]]), "first row 0: NaT"),
+    "null time": (
+        lambda f: f.assign(event_timestamp=[pd.NaT, *f["event_timestamp"][1:]]),
+        "first row 0: NaT",
+    ),
     "times as numbers": (lambda f: f.assign(event_timestamp=np.arange(24)), "not times"),
     "times as words": (lambda f: f.assign(event_timestamp="yesterday"), "not times"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -169,16 +192,23 @@ def test_naive_times_get_the_declared_zone(workspace: Workspace, tmp_path: Path)
     declaration = declare(tmp_path, data={"timezone": "America/New_York"})
     frame = rows("2013-01-01", count=10)
     local = frame.assign(
-        **{c: frame[c].dt.tz_convert("America/New_York").dt.tz_localize(None) for c in ("event_timestamp", "label_timestamp")}
+        **{
+            c: frame[c].dt.tz_convert("America/New_York").dt.tz_localize(None)
+            for c in ("event_timestamp", "label_timestamp")
+        }
     )
     land(workspace, "2013-01-01", local)
     assert keys(ingest(declaration, workspace, LATER)) == ["2013-01-01"]
     assert ingest(declare(tmp_path, name="other"), workspace, LATER).refused
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(order=st.permutations(range(5)), cuts=st.sets(st.integers(1, 4)))
-def test_any_order_of_arrival_registers_each_once(tmp_path_factory: pytest.TempPathFactory, order: list[int], cuts: set[int]) -> None:
+def test_any_order_of_arrival_registers_each_once(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], cuts: set[int]
+) -> None:
     """However five files arrive and however often is looked, each is registered once."""
     folder = tmp_path_factory.mktemp("any")
     workspace, declaration = workspace_in(folder), declare(folder)

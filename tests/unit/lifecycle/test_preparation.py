@@ -53,9 +53,12 @@ def times_of_files(workspace: Workspace) -> dict[str, int]:
 def expected(day: str, known: pd.DataFrame) -> pd.DataFrame:
     """What pandas' own as-of join says."""
     return pd.merge_asof(
-        flights(day), known.sort_values("event_timestamp"), on="event_timestamp", by="origin",
+        flights(day),
+        known.sort_values("event_timestamp"),
+        on="event_timestamp",
+        by="origin",
         tolerance=pd.Timedelta(hours=3),
-    )  # fmt: skip
+    )
 
 
 def test_every_row_stands_once_with_what_was_known_then(
@@ -65,12 +68,23 @@ def test_every_row_stands_once_with_what_was_known_then(
     rows = read_rows(workspace.store, found, "all")
     assert len(rows) == found.rows == 3 * 48
     assert list(rows) == [
-        "row_id", "event_timestamp", "label_timestamp", "label", "origin", "temp", "sky",
-        "distance", "carrier", "partition",
-    ]  # fmt: skip
+        "row_id",
+        "event_timestamp",
+        "label_timestamp",
+        "label",
+        "origin",
+        "temp",
+        "sky",
+        "distance",
+        "carrier",
+        "partition",
+    ]
     assert [f"{f.name} {f.type}" for f in found.features] == [
-        "temp number", "sky string", "origin string", "distance number",
-    ]  # fmt: skip
+        "temp number",
+        "sky string",
+        "origin string",
+        "distance number",
+    ]
     everything = pd.concat([weather(day) for day in DAYS])
     for day in DAYS:
         part = rows[rows["partition"] == day].reset_index(drop=True)
@@ -128,8 +142,10 @@ def test_a_new_day_costs_one_part_and_a_changed_one_also_what_looks_back_at_it(
     after = prepared(declaration, workspace, *days)
     assert after.reused == 1
     assert [a.uri == b.uri for a, b in zip(found.parts, after.parts, strict=True)] == [
-        True, False, False,
-    ]  # fmt: skip
+        True,
+        False,
+        False,
+    ]
     last = read_rows(workspace.store, after, "all").query("partition == '2026-01-03'")
     assert last["temp"].tolist()[0] == 0.0
 
@@ -245,8 +261,10 @@ def test_without_a_module_each_row_has_its_own_columns(
     day = store_frame(workspace, frame, key=DAYS[0])
     found = prepared(declaration, workspace, day, purpose="score")
     assert [f"{f.name} {f.type}" for f in found.features] == [
-        "carrier string", "distance number", "cancelled number",
-    ]  # fmt: skip
+        "carrier string",
+        "distance number",
+        "cancelled number",
+    ]
     rows = read_rows(workspace.store, found, "all")
     assert rows["distance"].tolist() == list(range(48))
     assert rows["carrier"].tolist() == ["AA"] * 3 + [None] + ["AA"] * 44

@@ -97,9 +97,15 @@ def test_a_run_has_one_version_and_the_alias_follows(
 
     run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
     uri = tracking.log_model(
-        workspace, run, "model", LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]),
-        tags={}, metadata={}, pip_requirements=["scikit-learn"], serialization_format="skops",
-    )  # fmt: skip
+        workspace,
+        run,
+        "model",
+        LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]),
+        tags={},
+        metadata={},
+        pip_requirements=["scikit-learn"],
+        serialization_format="skops",
+    )
     assert tracking.champion_version(workspace, declaration) is None
     versions = {
         tracking.register_version(workspace, declaration, run, uri, {"evergreen.cause": "drift"})
@@ -120,8 +126,7 @@ def test_only_own_models_are_opened(workspace: Workspace, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "uri",
-    ["http://u:secret@127.0.0.1:9", "postgresql+psycopg2://u:secret@127.0.0.1:9/mlflow"],
+    "uri", ["http://u:secret@127.0.0.1:9", "postgresql+psycopg2://u:secret@127.0.0.1:9/mlflow"]
 )
 def test_an_unreachable_address_is_named_without_its_secret_and_soon(
     uri: str, workspace: Workspace, declaration: Declaration

@@ -50,13 +50,23 @@ def _declare(workspace: Workspace, task: str = "binary", **training: Any) -> Dec
 
 
 def _train(
-    declaration: Declaration, workspace: Workspace, prepared: tuple[FeatureSet, Reference],
-    key: str = "train/1", **options: Any,
-) -> TrainedModel:  # fmt: skip
+    declaration: Declaration,
+    workspace: Workspace,
+    prepared: tuple[FeatureSet, Reference],
+    key: str = "train/1",
+    **options: Any,
+) -> TrainedModel:
     return train(
-        declaration, workspace, *prepared, prepared[0].snapshot, run_key=key, as_of=AS_OF,
-        cause="drift", lineage={"git_commit": "abc", "dag_run": "r1"}, **options,
-    )  # fmt: skip
+        declaration,
+        workspace,
+        *prepared,
+        prepared[0].snapshot,
+        run_key=key,
+        as_of=AS_OF,
+        cause="drift",
+        lineage={"git_commit": "abc", "dag_run": "r1"},
+        **options,
+    )
 
 
 def _runs(workspace: Workspace, declaration: Declaration) -> list[Any]:
@@ -109,11 +119,18 @@ def test_a_repeat_gives_the_very_same_result(workspace: Workspace) -> None:
     assert (first.training_rows, first.trained_through) == (480, prepared[0].training_end)
     tags = tracking.tags_of(workspace, first.mlflow_run)
     expected = {
-        "cause": "drift", "model": "example", "run_key": "train/1", "data_digest": "s" * 64,
-        "features_digest": prepared[1].digest, "git_commit": "abc", "dag_run": "r1",
-        "code_digest": first.code_digest, "environment_digest": environment_digest(),
-        "as_of": AS_OF.isoformat(), "refit": "false",
-    }  # fmt: skip
+        "cause": "drift",
+        "model": "example",
+        "run_key": "train/1",
+        "data_digest": "s" * 64,
+        "features_digest": prepared[1].digest,
+        "git_commit": "abc",
+        "dag_run": "r1",
+        "code_digest": first.code_digest,
+        "environment_digest": environment_digest(),
+        "as_of": AS_OF.isoformat(),
+        "refit": "false",
+    }
     assert expected == {name: tags[f"evergreen.{name}"] for name in expected}
 
 
@@ -143,11 +160,20 @@ def test_a_sigkilled_process_leaves_nothing_twice(moment: str, workspace: Worksp
     environment = {**os.environ, "PYTHONPATH": f"{root / 'plugins'}{os.pathsep}{root}"}
     done = subprocess.run(
         [
-            sys.executable, script, moment, str(workspace.home), declaration.model_dump_json(),
-            prepared[0].model_dump_json(), prepared[1].model_dump_json(),
+            sys.executable,
+            script,
+            moment,
+            str(workspace.home),
+            declaration.model_dump_json(),
+            prepared[0].model_dump_json(),
+            prepared[1].model_dump_json(),
         ],
-        env=environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     trained = _train(declaration, workspace, prepared)
     keys = [run.data.tags[tracking.RUN_KEY] for run in _runs(workspace, declaration)]

@@ -318,9 +318,13 @@ class TestSchema:
 class TestSuite:
     @pytest.mark.parametrize(
         ("on_failure", "blocked", "aside"),
-        [(None, True, False), ("block", True, False), ("warn", False, False),
-         ("quarantine", False, True)],
-    )  # fmt: skip
+        [
+            (None, True, False),
+            ("block", True, False),
+            ("warn", False, False),
+            ("quarantine", False, True),
+        ],
+    )
     def test_severity_decides(self, declaration, workspace, on_failure, blocked, aside):
         meta = {"on_failure": on_failure} if on_failure else {}
         declaration = suite(declaration, between("distance", 0, 5000, **meta))

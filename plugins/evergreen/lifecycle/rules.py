@@ -1,0 +1,178 @@
+"""The gate's rules: each looks at the evidence and yields lines of the table.
+
+A rule that finds nothing to look at yields a failed line that says what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evergreen.declaration import METRICS
+from evergreen.lifecycle.bootstrap import Difference
+from evergreen.lifecycle.contracts import Rule
+from evergreen.lifecycle.evidence import Evidence
+
+FEWEST_CLUSTERS = 7  # fewer say nothing about how much one differs from the next
+
+
+def interval_text(evidence: Evidence, difference: Difference) -> str:
+    """An improvement with its interval, in the words of the table."""
+    name, level = evidence.declaration.primary.name, evidence.declaration.gate.confidence
+    return (
+        f"{name} improves by {difference.estimate:+.5f} "
+        f"({level:.0%} interval {difference.low:+.5f} to {difference.high:+.5f})"
+    )
+
+
+def completeness(evidence: Evidence) -> Iterator[Rule]:
+    """Whether everything to judge by is there, and is this run's."""
+    run, minimum = evidence.trained.mlflow_run, evidence.declaration.training.holdout.min_rows
+    pieces = {
+        "validation report": evidence.validation
+        and evidence.validation.snapshot == evidence.trained.snapshot,
+        "evaluation": evidence.evaluation and evidence.evaluation.mlflow_run == run,
+        "infrastructure report": evidence.infrastructure
+        and evidence.infrastructure.mlflow_run == run,
+    }
+    for name, right in pieces.items():
+        found = "of this run" if right else "missing" if right is None else "of another run"
+        yield Rule(name=name, observed=found, bound="of this run", passed=bool(right))
+    if evidence.validation:
+        blocked = ", ".join(evidence.validation.blocked)
+        yield Rule(
+            name="data usable",
+            observed=blocked or "yes",
+            bound="nothing blocked",
+            passed=not blocked,
+        )
+    rows = 0 if evidence.rows is None else len(evidence.rows)
+    yield Rule(
+        name="holdout rows",
+        observed=f"{rows:,}",
+        bound=f"at least {minimum:,}",
+        passed=rows >= minimum,
+    )
+    if evidence.clusters is not None:
+        clusters = int(evidence.clusters.max()) + 1 if rows else 0
+        yield Rule(
+            name=f"{evidence.declaration.gate.resample}s to resample",
+            observed=f"{clusters:,}",
+            bound=f"at least {FEWEST_CLUSTERS}",
+            passed=clusters >= FEWEST_CLUSTERS,
+        )
+    finite = evidence.predictions("candidate") is not None
+    yield Rule(
+        name="candidate answers",
+        observed="every row" if finite else "missing or not finite",
+        bound="every row, finite",
+        passed=finite,
+    )
+
+
+def quality(evidence: Evidence) -> Iterator[Rule]:
+    """Whether the candidate is good enough by itself: baseline, floors, slices, fairness."""
+    declaration, evaluation = evidence.declaration, evidence.evaluation
+    assert evaluation is not None  # noqa: S101 - completeness has passed
+    difference = evidence.over_baseline
+    yield Rule(
+        name=f"better than naive ({declaration.baseline})",
+        observed=interval_text(evidence, difference) if difference else "missing",
+        bound="lower end > 0",
+        passed=bool(difference and difference.low > 0),
+    )
+    for metric, floor in declaration.gate.floors.items():
+        yield _floor(f"floor {metric}", metric, evaluation.metrics["candidate"].get(metric), floor)
+    for metric, floor in declaration.gate.slice_floors.items():
+        for column in declaration.evaluation.slices:
+            yield from _slice_floors(evidence, metric, column, floor)
+    for fairness in declaration.gate.fairness:
+        yield _disparity(evidence, fairness.column, fairness.disparity_at_most)
+
+
+def _floor(name: str, metric: str, value: float | None, floor: float) -> Rule:
+    greater = METRICS[metric].greater_is_better
+    passed = value is not None and (value >= floor if greater else value <= floor)
+    return Rule(
+        name=name,
+        observed="missing" if value is None else f"{value:.4f}",
+        bound=f"{'at least' if greater else 'at most'} {floor:g}",
+        passed=passed,
+    )
+
+
+def _slice_floors(evidence: Evidence, metric: str, column: str, floor: float) -> Iterator[Rule]:
+    minimum = evidence.declaration.evaluation.min_slice_rows
+    slices = evidence.evaluation.slices.get(column, {}) if evidence.evaluation else {}
+    judged = {value: found for value, found in slices.items() if found["rows"] >= minimum}
+    if not judged:
+        yield Rule(
+            name=f"floor {metric} by {column}",
+            observed=f"no slice has {minimum:,} rows",
+            bound="at least one slice to judge",
+            passed=False,
+        )
+    for value, found in judged.items():
+        yield _floor(f"floor {metric} where {column} = {value}", metric, found.get(metric), floor)
+
+
+def _disparity(evidence: Evidence, column: str, bound: float) -> Rule:
+    """Demographic parity difference: the spread of selection rates between groups
+    (S. Barocas, M. Hardt and A. Narayanan, "Fairness and Machine Learning", 2023, chapter 3)."""
+    name, allowed = f"selection-rate disparity by {column}", f"at most {bound:g}"
+    answers, rows = evidence.predictions("candidate"), evidence.rows
+    if answers is None or rows is None or column not in rows:
+        return Rule(name=name, observed="missing", bound=allowed, passed=False)
+    groups = rows.assign(selected=answers >= 0.5).groupby(column, observed=True)["selected"]
+    rates = groups.mean()[groups.size() >= evidence.declaration.evaluation.min_slice_rows]
+    if len(rates) < 2:
+        return Rule(
+            name=name,
+            observed="fewer than two groups with enough rows",
+            bound=allowed,
+            passed=False,
+        )
+    spread = float(rates.max() - rates.min())
+    return Rule(
+        name=name,
+        observed=f"{spread:.3f} ({rates.idxmin()} to {rates.idxmax()})",
+        bound=allowed,
+        passed=spread <= bound,
+    )
+
+
+def infrastructure(evidence: Evidence) -> Iterator[Rule]:
+    """Whether the candidate can be served: loads, signature, predictions, latency, memory."""
+    found, gate = evidence.infrastructure, evidence.declaration.gate
+    assert found is not None  # noqa: S101 - completeness has passed
+    p95 = found.latency_ms.get("p95_1_row")
+    yield Rule(
+        name="loads in a clean process",
+        observed=found.problem or "yes",
+        bound="yes",
+        passed=found.loads and not found.problem,
+    )
+    yield Rule(
+        name="signature",
+        observed="matches" if found.signature_matches else "differs",
+        bound="matches",
+        passed=found.signature_matches,
+    )
+    yield Rule(
+        name="same predictions",
+        observed="equal" if found.same_predictions else "differ",
+        bound="equal to the trainer's",
+        passed=found.same_predictions,
+    )
+    yield Rule(
+        name="latency p95, 1 row",
+        observed="missing" if p95 is None else f"{p95:.1f} ms",
+        bound=f"at most {gate.latency_p95_ms:g} ms",
+        passed=p95 is not None and p95 <= gate.latency_p95_ms,
+    )
+    memory = found.memory_mb
+    yield Rule(
+        name="peak memory",
+        observed="missing" if memory is None else f"{memory:.0f} MB",
+        bound=f"at most {gate.memory_mb:g} MB",
+        passed=memory is not None and memory <= gate.memory_mb,
+    )
