@@ -152,16 +152,13 @@ def demo(
     from evergreen.demo import run_demo
 
     stay = sys.stdout.isatty() and not leave
-    _write(
-        report,
-        run_demo(
-            console,
-            stay=stay,
-            fresh=fresh,
-            months=months,
-            port=port,
-            done=lambda rows: _write(report, rows),
-        ),
+    run_demo(
+        console,
+        stay=stay,
+        fresh=fresh,
+        months=months,
+        port=port,
+        done=lambda rows: _write(report, rows),
     )
 
 

@@ -39,9 +39,12 @@ def run_demo(
     fresh: bool,
     months: int,
     port: int,
-    done: Callable[[list[Row]], None] = lambda rows: None,
-) -> list[Row]:
-    """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``."""
+    done: Callable[[list[Row]], None],
+) -> None:
+    """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``.
+
+    :param done: is given the rows when the year is over.
+    """
     folder = PROJECT / "include" / "models" / MODEL
     if not folder.is_dir():
         raise EvergreenError(f"{folder} is missing: the demo runs in a clone of the repository")
@@ -73,7 +76,6 @@ def run_demo(
         done(rows)
         if stay:
             _stay(console, workspace, airflow.url, airflow.password)
-    return rows
 
 
 def _datasets(folder: Path, home: Path) -> dict[str, Path]:

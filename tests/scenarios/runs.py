@@ -90,22 +90,25 @@ def _of_type(kind: str) -> Iterator[None]:
 
 @contextmanager
 def _task_logs() -> Iterator[dict[str, list[str]]]:
-    """What is logged between the lines with which `DAG.test` opens and ends a task."""
+    """What is logged between the lines with which `DAG.test` opens and ends a task.
+
+    Tasks log through structlog, libraries and `DAG.test` itself through the standard library.
+    """
+    from structlog.testing import capture_logs
+
     found: dict[str, list[str]] = defaultdict(list)
-    now = [""]
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = record.getMessage()
-            if opened := re.match(
-                r"\[DAG TEST\] (starting|end) task(?:_id)?.*task_id=(\S+)", message
-            ):
-                now[0] = opened[2] if opened[1] == "starting" else ""
-            found[now[0]].append(message)
-
-    handler = Collect()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield found
-    finally:
-        logging.getLogger().removeHandler(handler)
+    with capture_logs() as entries:
+        handler = logging.Handler()
+        handler.emit = lambda record: entries.append({"event": record.getMessage()})  # type: ignore[method-assign]
+        logging.getLogger().addHandler(handler)
+        try:
+            yield found
+        finally:
+            logging.getLogger().removeHandler(handler)
+    task = ""
+    for entry in entries:
+        event = str(entry["event"])
+        if marked := re.match(r"\[DAG TEST\] (starting|end task) task_id=(\S+)", event):
+            task = marked[2] if marked[1] == "starting" else ""
+        said = [event, *(str(v) for k, v in entry.items() if k in {"error", "exc_info", "reason"})]
+        found[task].append(" ".join(said))

@@ -73,7 +73,7 @@ class Data(Frozen):
     event_timestamp: str = "event_timestamp"
     entities: tuple[str, ...] = Field(min_length=1)
     label: Label
-    sources: dict[Name, Source] = {}
+    sources: dict[Name, Source] = Field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     sweep: str = "*/15 * * * *"
 
@@ -152,7 +152,7 @@ class Training(Frozen):
     """How a candidate is made."""
 
     estimator: str = Field(pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     search: Search | None = None
     window: Window = Window()
     holdout: Holdout = Holdout()
@@ -200,8 +200,8 @@ class Approval(Frozen):
 class Gate(Frozen):
     """What a candidate must show before it becomes champion."""
 
-    floors: dict[str, Finite] = {}
-    slice_floors: dict[str, Finite] = {}
+    floors: dict[str, Finite] = Field(default_factory=dict)
+    slice_floors: dict[str, Finite] = Field(default_factory=dict)
     margin: Finite = Field(default=0.0, ge=0.0)
     confidence: float = Field(default=0.95, ge=0.8, lt=1.0)
     promote_when: Literal["superior", "non_inferior"] = "superior"
@@ -274,7 +274,7 @@ class Declaration(Frozen):
     evaluation: Evaluation
     gate: Gate = Gate()
     triggers: Triggers = Triggers()
-    compute: dict[Stage, Placement] = {}
+    compute: dict[Stage, Placement] = Field(default_factory=dict)
 
     _folder: Path = PrivateAttr(default=Path())
 

@@ -15,8 +15,8 @@ from typing import Any
 from croniter import croniter
 from sqlalchemy.orm import Session
 
-from evergreen.declaration import Declaration
-from evergreen.declaration.types import format_duration
+from evergreen.declaration import Declaration, format_duration
+from evergreen.declaration.schema import Budget
 from evergreen.ledger import records
 from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow
 from evergreen.lifecycle.contracts import Action, Decision
@@ -91,7 +91,7 @@ def arbitrate(
     manual: Mapping[str, Any] | None = None,
     tune: bool = False,
     override: str | None = None,
-    run_state: Callable[[str], str | None] = lambda run_id: "running",
+    run_state: Callable[[str], str | None] = lambda _: "running",
 ) -> Decision:
     """Decide for one DAG run, once.
 
@@ -294,11 +294,8 @@ def _holds(declaration: Declaration, situation: Situation) -> Iterator[tuple[dat
     if triggers.budget:
         recent = _recent(declaration, situation)
         if len(recent) >= triggers.budget.runs:
-            yield (
-                recent[-triggers.budget.runs] + triggers.budget.per,
-                f"budget: {len(recent)} of {triggers.budget.runs} runs spent in "
-                f"{format_duration(triggers.budget.per)}",
-            )
+            until = recent[-triggers.budget.runs] + triggers.budget.per
+            yield until, _spent(triggers.budget, recent)
 
 
 def _allowances(declaration: Declaration, situation: Situation) -> Iterator[str]:
@@ -306,8 +303,11 @@ def _allowances(declaration: Declaration, situation: Situation) -> Iterator[str]
     if triggers.cooldown and situation.trained:
         yield f"cooldown: {format_duration(triggers.cooldown)}, last training {max(situation.trained).isoformat()}"
     if triggers.budget:
-        spent = len(_recent(declaration, situation))
-        yield f"budget: {spent} of {triggers.budget.runs} runs spent in {format_duration(triggers.budget.per)}"
+        yield _spent(triggers.budget, _recent(declaration, situation))
+
+
+def _spent(budget: Budget, recent: Sequence[datetime]) -> str:
+    return f"budget: {len(recent)} of {budget.runs} runs spent in {format_duration(budget.per)}"
 
 
 def _recent(declaration: Declaration, situation: Situation) -> list[datetime]:

@@ -25,7 +25,7 @@ class ArbitrateOperator(StageOperator):
 
         params, run = context["params"], context["dag_run"]
         manual = None
-        if str(run.run_type) == "manual":
+        if run.run_type == "manual":  # an enum that equals its text, but doesn't print it
             user = getattr(run, "triggering_user_name", None)
             manual = {
                 "user": user or "unknown",
