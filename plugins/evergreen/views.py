@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -37,37 +38,35 @@ def checks(console: Console, found: list[dict[str, Any]]) -> None:
 
 
 def status(console: Console, found: list[dict[str, Any]]) -> None:
-    """One row a model."""
-    table = Table(title="Models", title_justify="left", expand=False)
-    for heading in (
-        "model",
-        "live",
-        "since",
-        "data to",
-        "last decision",
-        "open signals",
-        "last scored",
-    ):
-        table.add_column(heading)
+    """One row a model; below, why its version is live and how it last did."""
+    table = Table(title="Models", title_justify="left")
+    for heading in ("model", "live", "since", "data to", "last decision", "open signals"):
+        table.add_column(heading, no_wrap=True)
     for entry in found:
-        until = f" until {entry['suppressed_until']}" if entry["suppressed_until"] else ""
-        metrics = ", ".join(f"{k} {v:.4f}" for k, v in list(entry["last_metrics"].items())[:2])
         table.add_row(
             entry["model"],
             entry["version"] or "–",
             _day(entry["live_since"]),
             _day(entry["watermark"]),
-            coloured(entry["last_decision"]) + until,
+            coloured(entry["last_decision"]),
             ", ".join(entry["open_signals"]) or "none",
-            f"{entry['last_scored'] or '–'} {metrics}",
         )
     console.print(table)
     for entry in found:
-        if entry["why"]:
-            console.print(
-                f"{entry['model']}: version {entry['version']} is live because: {entry['why']}",
-                highlight=False,
-            )
+        for line in _remarks(entry):
+            console.print(f"{entry['model']}: {line}", highlight=False, soft_wrap=True)
+
+
+def _remarks(entry: dict[str, Any]) -> Iterator[str]:
+    if entry["why"]:
+        yield f"version {entry['version']} is live because: {entry['why']}"
+    if entry["suppressed_until"]:
+        yield f"suppressed until {entry['suppressed_until']}: {entry['last_reasons'][-1]}"
+    if entry["in_flight"]:
+        yield f"retraining now: {', '.join(entry['in_flight'])}"
+    if entry["last_scored"]:
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["last_metrics"].items())
+        yield f"last scored {entry['last_scored']}: {metrics}"
 
 
 def history(console: Console, entries: list[dict[str, Any]]) -> None:
@@ -103,24 +102,6 @@ def history(console: Console, entries: list[dict[str, Any]]) -> None:
                 subtitle_align="right",
             )
         )
-
-
-def replay_table() -> Table:
-    """The columns of a replay's rows."""
-    table = Table(show_edge=False, pad_edge=False)
-    for heading, justify in (
-        ("partition", "left"),
-        ("rows", "right"),
-        ("cause", "left"),
-        ("decision", "left"),
-        ("verdict", "left"),
-        ("live", "right"),
-        ("champion", "right"),
-        ("frozen", "right"),
-        ("s", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # Rich's literal
-    return table
 
 
 def replay_line(row: Any, primary: str, second: str | None) -> str:

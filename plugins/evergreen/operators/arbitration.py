@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import DagRunState
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from evergreen.operators.base import DECLINED, REFUSED, StageOperator, moment
@@ -78,7 +79,8 @@ def _said(context: Context, key: str) -> str | None:
 def _state(context: Context, run_id: str) -> str | None:
     """How another run of this DAG stands; None when Airflow has no such run any more."""
     try:
-        return str(context["ti"].get_dagrun_state(context["dag"].dag_id, run_id))
+        found = context["ti"].get_dagrun_state(context["dag"].dag_id, run_id)
+        return str(DagRunState(found).value)  # the enum's own str() is its name, not its value
     except AirflowRuntimeError as error:
         if "not_found" in str(error).lower() or "not found" in str(error).lower():
             return None

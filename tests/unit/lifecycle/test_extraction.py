@@ -1,0 +1,97 @@
+"""A snapshot is fixed by its decision: what lands later, or is known later, isn't part of it."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evergreen.errors import DataBlockedError
+from evergreen.lifecycle.contracts import Snapshot
+from evergreen.lifecycle.extraction import extract, extract_unscored
+from tests.lifelike import Life
+
+THIRD = datetime(2013, 1, 3, tzinfo=UTC)
+
+
+def cut(
+    life: Life, as_of: datetime = THIRD, sequence: int = 100, lookback: timedelta = timedelta(0)
+) -> Snapshot:
+    return extract(
+        life.declaration, life.workspace, as_of=as_of, sequence=sequence, lookback=lookback
+    )
+
+
+def test_labels_not_known_by_then_are_not_matured(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    life.land(1)
+    half_past_noon = datetime(2013, 1, 1, 12, 30, tzinfo=UTC)
+    snapshot = cut(life, as_of=half_past_noon)
+    known = 1 + (12 * 60 + 30 - 60) // 5  # a row each 5 minutes, its label known after an hour
+    assert (snapshot.rows, snapshot.matured, snapshot.immature) == (200, known, 200 - known)
+
+
+def test_what_is_registered_later_is_not_part_of_it(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    life.land(1)
+    before = cut(life, sequence=1)
+    life.land(2)
+    life.land(1, slope=9.0)  # a new revision
+    assert cut(life, sequence=1) == before
+    after = cut(life, sequence=3)
+    assert [(p.key, p.revision) for p in after.partitions] == [("2013-01-01", 2), ("2013-01-02", 1)]
+
+
+def test_the_same_decision_gives_the_same_digest(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    life.land(1)
+    assert cut(life).save(life.workspace.store) == cut(life).save(life.workspace.store)
+
+
+def test_a_sliding_window_slides(tmp_path: Path) -> None:
+    window = {"kind": "sliding", "length": "2d"}
+    life = Life.begin(tmp_path, training={"estimator": "x.Y", "window": window})
+    for day in (1, 2, 3, 4):
+        life.land(day)
+    assert [p.key for p in cut(life, THIRD + timedelta(days=2)).partitions] == [
+        "2013-01-03",
+        "2013-01-04",
+    ]
+
+
+def test_rows_before_the_window_come_as_context(tmp_path: Path) -> None:
+    window = {"kind": "sliding", "length": "1d"}
+    life = Life.begin(tmp_path, training={"estimator": "x.Y", "window": window})
+    for day in (1, 2, 3):
+        life.land(day)
+    snapshot = cut(life, THIRD + timedelta(days=1), lookback=timedelta(hours=6))
+    assert ([p.key for p in snapshot.partitions], [p.key for p in snapshot.context]) == (
+        ["2013-01-03"],
+        ["2013-01-02"],
+    )
+
+
+def test_excluded_partitions_are_left_out(tmp_path: Path) -> None:
+    data = {"exclude": ["2013-01-01"]}
+    life = Life.begin(tmp_path, data=data)
+    life.land(1)
+    life.land(2)
+    assert [p.key for p in cut(life).partitions] == ["2013-01-02"]
+
+
+def test_no_matured_label_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    life.land(1, late=float("nan"))
+    with pytest.raises(DataBlockedError, match="none of 200 rows has a label .* 200 never"):
+        cut(life)
+
+
+def test_no_partition_is_refused(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    with pytest.raises(DataBlockedError, match="no partition lies in the training window"):
+        cut(life)
+
+
+def test_nothing_is_scored_before_the_first_champion(tmp_path: Path) -> None:
+    life = Life.begin(tmp_path)
+    life.land(1)
+    assert extract_unscored(life.declaration, life.workspace) is None

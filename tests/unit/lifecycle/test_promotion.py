@@ -1,0 +1,88 @@
+"""A promotion happens once, against the champion it was judged against, or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from evergreen.errors import ConflictError
+from evergreen.ledger import records
+from evergreen.lifecycle import promotion, registry
+from evergreen.lifecycle.contracts import Champion
+from tests.lifelike import Life
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    """Version 1 is live; two runs were judged against it, both better (a clearer pattern)."""
+    life = Life.begin(
+        tmp_path_factory.mktemp("life"),
+        gate={
+            **{"resamples": 400, "latency_p95_ms": 5000, "memory_mb": 8000},
+            "promote_when": "non_inferior",
+            "margin": 5.0,
+        },
+    )
+    life.land(1)
+    life.land(2)
+    assert life.retrain("run 1").verdict == "bootstrap"
+    return life
+
+
+def champion(life: Life) -> Champion:
+    with life.workspace.ledger.read() as session:
+        live = records.champion(session, "example")
+    assert live is not None
+    return Champion.from_row(live)
+
+
+def test_the_first_champion_is_complete(life: Life) -> None:
+    with life.workspace.ledger.read() as session:
+        live = records.champion(session, "example", champion(life).as_of)
+        assert live is not None
+        assert (live.position, live.kind, live.replaced) == (1, "bootstrap", None)
+        assert list(records.events_of(session, live.id)) == ["aliased", "materialized", "completed"]
+    assert registry.champion_version(life.workspace, life.declaration) == live.version
+
+
+def test_a_race_has_one_winner_and_the_other_is_told(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.land(3)
+    first = life.decide("run 2")
+    one, run = life.judge(first)
+    rival = first.model_copy(update={"run_id": "run 3"})
+    other, rival_run = life.judge(rival)
+    assert one.promotes
+    assert other.promotes
+
+    # killed after the ledger's row: the alias still points at the old version
+    monkeypatch.setattr(
+        promotion, "_carry_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )  # a kill, as near as a thread can be killed
+    with pytest.raises(KeyboardInterrupt):
+        life.promote(first, one, run)
+    monkeypatch.undo()
+    assert registry.champion_version(life.workspace, life.declaration) == "1"
+
+    with pytest.raises(
+        ConflictError, match=r"judged against champion 1, but the champion is now version 2"
+    ):
+        life.promote(rival, other, rival_run)
+    assert champion(life).position == 2
+
+    healed = life.promote(first, one, run)
+    again = life.promote(first, one, run)
+    assert healed == again
+    assert registry.champion_version(life.workspace, life.declaration) == healed.version == "2"
+
+
+def test_a_verdict_that_does_not_promote_is_refused(life: Life) -> None:
+    life.land(4)
+    decision = life.decide("run 4").model_copy(update={"run_id": "run 5"})
+    verdict, run = life.judge(decision)
+    before = champion(life)
+    with pytest.raises(ConflictError, match="only a promoting verdict"):
+        life.promote(
+            decision, verdict.model_copy(update={"promotes": False, "verdict": "reject"}), run
+        )
+    assert champion(life) == before
