@@ -37,6 +37,7 @@ Airflow = Annotated[
     typer.Option("--airflow", envvar="EVERGREEN_AIRFLOW_URL", help="A running Airflow's address."),
 ]
 MODELS = Path("include/models")
+DEMO_HOME = Path(".evergreen/demo")
 
 
 @app.command()
@@ -146,6 +147,7 @@ def demo(
     leave: Annotated[bool, typer.Option("--exit", help="End when the year is over.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier demo first.")] = False,
     months: Annotated[int, typer.Option(min=2, max=12, help="How many months.")] = 12,
+    home: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = DEMO_HOME,
     port: Annotated[int, typer.Option(help="Airflow's port; 0 picks a free one.")] = 0,
 ) -> None:
     """A year of New York flights through Airflow: retrained, judged, promoted on evidence."""
@@ -154,6 +156,7 @@ def demo(
     stay = sys.stdout.isatty() and not leave
     run_demo(
         console,
+        home,
         stay=stay,
         fresh=fresh,
         months=months,

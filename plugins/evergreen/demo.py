@@ -30,10 +30,12 @@ from evergreen.workspace import Workspace
 PROJECT = Path(__file__).parents[2]
 MODEL = "flight_delay"
 YEAR = 2013
+MARK = "demo.txt"
 
 
 def run_demo(
     console: Console,
+    home: Path,
     *,
     stay: bool,
     fresh: bool,
@@ -43,17 +45,18 @@ def run_demo(
 ) -> None:
     """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``.
 
+    :param home: where the demo keeps its things.
     :param done: is given the rows when the year is over.
     """
     folder = PROJECT / "include" / "models" / MODEL
     if not folder.is_dir():
         raise EvergreenError(f"{folder} is missing: the demo runs in a clone of the repository")
-    home = PROJECT / ".evergreen" / "demo"
     if fresh:
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(home)
     elif home.exists():
         console.print("going on with what an earlier demo left; --fresh starts over")
     workspace = Workspace.from_environment({"EVERGREEN_HOME": str(home)})
+    (workspace.home / MARK).write_text("Made by `evergreen demo`; `--fresh` removes it.\n")
     datasets = _datasets(folder, home)
     started = time.monotonic()
     with own_airflow(workspace, PROJECT, port) as airflow:
@@ -76,6 +79,13 @@ def run_demo(
         done(rows)
         if stay:
             _stay(console, workspace, airflow.url, airflow.password)
+
+
+def _remove(home: Path) -> None:
+    """Remove what an earlier demo made, and nothing else."""
+    if home.exists() and not (home / MARK).exists():
+        raise EvergreenError(f"{home} is not a demo's folder (it has no {MARK}); not removed")
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _datasets(folder: Path, home: Path) -> dict[str, Path]:

@@ -1,35 +1,28 @@
 """A small real project for scenarios: its folder, its data, its DAG runs, what they left behind.
 
-The DAG files are the repository's own, the data is synthetic: a label that follows ``signal`` in
-January and ``turn`` as strongly from February on, so that more data makes a better model. DAGs
-run in this process through `airflow.sdk.DAG.test`.
+The DAG files are the repository's own; the data is synthetic. Its label follows ``signal``, and
+from February on ``turn`` as strongly, so that a model which has seen February is a better one.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import re
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import yaml
 
 from evergreen.declaration import Declaration, read_declaration
 from evergreen.ledger import records
+from evergreen.lifecycle import tracking
 from evergreen.workspace import Workspace
+from tests.scenarios.runs import Run, run_dag
 
 if TYPE_CHECKING:
     import pandas as pd
 
-REPOSITORY = Path(__file__).parents[2]
+DAGS = Path(__file__).parents[2] / "dags"
 MODEL: dict[str, Any] = {
     "task": "binary_classification",
     "owner": {"team": "ops", "contact": "ops@example.com"},
@@ -44,23 +37,37 @@ MODEL: dict[str, Any] = {
         "holdout": {"length": "14d"},
     },
     "evaluation": {"primary": "log_loss", "metrics": ["roc_auc"]},
+    # Wide where a noisy machine would decide: what is slow is not what these tests are about.
     "gate": {"resamples": 400, "memory_mb": 4096, "latency_p95_ms": 5000},
     "triggers": {"new_data": {"min_rows": 300}},
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is left of a DAG run.
+def month(key: str, *, rows: int = 800, seed: int = 0) -> pd.DataFrame:
+    """A month of rows, evenly spread; labels become known six hours later.
 
-    :ivar states: task → state.
-    :ivar logs: task → what it logged, one event a line.
+    :param key: like ``2024-01``.
     """
+    import numpy as np
+    import pandas as pd
 
-    run_id: str
-    state: str
-    states: dict[str, str]
-    logs: dict[str, str] = field(repr=False)
+    random = np.random.default_rng([seed, *map(int, key.split("-"))])
+    start = pd.Timestamp(key, tz="UTC")
+    step = (start + pd.offsets.MonthBegin(1) - start) / rows
+    times = pd.DatetimeIndex(start + step * np.arange(rows)).as_unit("us")
+    signal, turn = random.normal(size=(2, rows))
+    logit = 1.5 * signal + (1.5 * turn if key >= "2024-02" else 0.0)
+    late = (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(float)
+    return pd.DataFrame(
+        {
+            "event_timestamp": times,
+            "row": np.arange(rows),
+            "signal": signal,
+            "turn": turn,
+            "late": late,
+            "label_timestamp": times + pd.Timedelta(hours=6),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,20 @@ class Project:
     """A project of one model below ``folder``."""
 
     folder: Path
-    name: str
+    name: str = "example"
 
-    @property
-    def model(self) -> Path:
-        """The model's folder."""
-        return self.folder / "include" / "models" / self.name
+    @classmethod
+    def create(cls, folder: Path, name: str = "example", **sections: Any) -> Project:
+        """A new one, with the repository's DAG files."""
+        project = cls(folder, name)
+        shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+        project.declare(**sections)
+        return project
 
-    @property
-    def workspace(self) -> Workspace:
-        """Where the project keeps its things."""
-        return Workspace.from_environment({"EVERGREEN_HOME": str(self.folder / "home")})
-
-    @property
-    def declaration(self) -> Declaration:
-        """The declared model."""
-        return read_declaration(self.model)
+    def copy(self, folder: Path) -> Project:
+        """The same project elsewhere. What it made before stays where it is, and is only read."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*-shm"))
+        return replace(self, folder=folder)
 
     def declare(self, **sections: Any) -> None:
         """Write ``model.yaml``; ``sections`` are merged over `MODEL`, one level deep."""
@@ -91,19 +96,85 @@ class Project:
         for key, section in sections.items():
             merged = {**content.get(key, {}), **section} if isinstance(section, dict) else section
             content[key] = merged
-        self.model.mkdir(parents=True, exist_ok=True)
-        (self.model / "model.yaml").write_text(yaml.safe_dump(content))
+        self.write("model.yaml", yaml.safe_dump(content))
 
-    def copy(self, folder: Path) -> Project:
-        """The same project elsewhere. What it had made stays where it was and is only read."""
-        shutil.copytree(self.folder, folder)
-        return replace(self, folder=folder)
-
-    def land(self, key: str, frame: pd.DataFrame) -> Path:
-        """Put a partition's file into the landing folder, whole."""
-        uri = self.declaration.data.uri.replace("{partition}", key)
-        target = Path(self.workspace.landing_uri(uri))
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the model's folder."""
+        target = self.models / self.name / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}")
-        frame.to_parquet(aside, index=False)
-        return aside.rename(target)
+        target.write_text(text)
+
+    @property
+    def models(self) -> Path:
+        """The folder of model folders."""
+        return self.folder / "include" / "models"
+
+    @property
+    def home(self) -> Path:
+        """What is ``EVERGREEN_HOME`` for the project's runs."""
+        return self.folder / "home"
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where the project keeps its things."""
+        return Workspace.from_environment({"EVERGREEN_HOME": str(self.home)})
+
+    @property
+    def declaration(self) -> Declaration:
+        """The model as it is declared now."""
+        return read_declaration(self.models / self.name)
+
+    def land(self, **frames: pd.DataFrame) -> None:
+        """Put files into the landing folder, whole: ``m2024_02=frame`` is the partition 2024-02."""
+        for name, frame in frames.items():
+            key = name.removeprefix("m").replace("_", "-")
+            uri = self.declaration.data.uri.replace("{partition}", key)
+            target = Path(self.workspace.landing_uri(uri))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(f".{target.name}")
+            frame.to_parquet(aside, index=False)
+            aside.rename(target)
+
+    def ingest(self, **frames: pd.DataFrame) -> Run:
+        """Land ``frames`` and run the ingest DAG as its sweep does."""
+        self.land(**frames)
+        return self._run("ingest", "scheduled", {})
+
+    def retrain(self) -> Run:
+        """Run the retrain DAG as a new partition's asset event does."""
+        return self._run("retrain", "asset_triggered", {})
+
+    def retrain_by_hand(self, **form: Any) -> Run:
+        """Run the retrain DAG as a person does, from Airflow's form."""
+        return self._run("retrain", "manual", form)
+
+    def score(self, **form: Any) -> Run:
+        """Run the score DAG as a new partition's asset event does."""
+        return self._run("score", "asset_triggered", form)
+
+    def _run(self, family: str, kind: str, form: dict[str, Any]) -> Run:
+        return run_dag(self.folder / "dags", f"{self.name}.{family}", kind, form, self.home)
+
+    def versions(self) -> dict[str, dict[str, str]]:
+        """MLflow's registered versions → tags."""
+        with tracking.session(self.workspace) as mlflow:
+            found = mlflow.search_model_versions(f"name = '{self.name}'")
+        return {str(version.version): dict(version.tags) for version in found}
+
+    def champion(self) -> str | None:
+        """Where MLflow's alias points."""
+        return tracking.champion_version(self.workspace, self.declaration)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every decision with outcome, verdict and promotion, oldest first."""
+        with self.workspace.ledger.read() as session:
+            return records.history(session, self.name)
+
+    def last(self, part: str) -> Any:
+        """The newest decision's row: ``decision``, ``outcome``, ``verdict`` or ``promotion``."""
+        return self.history()[-1][part]
+
+    def open_causes(self) -> list[str]:
+        """The causes of open signals, in order."""
+        with self.workspace.ledger.read() as session:
+            return [signal.cause for signal in records.open_signals(session, self.name)]

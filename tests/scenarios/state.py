@@ -54,6 +54,8 @@ MEASURED_LINES = re.compile(r"^(utc_time_created|model_size_bytes):.*$", re.MULT
 REGISTRY_TIMES = frozenset(
     {"created_timestamp", "last_updated_timestamp", "last_updated", "version_id"}
 )
+#: What a killed copy leaves in a local artifact folder; MLflow itself lists no such file.
+HIDDEN_BY_MLFLOW = ".artifact.uploading."
 #: Tables named by a digest of model URIs, which hold random ids.
 NAMED_BY_IDS = "store/tables/evaluation/"
 
@@ -89,7 +91,11 @@ class State:
             for base, name, row in self._all_rows()
             if not self._withdrawn(row)
         )
-        files = (f"{_said(path, names)}: {_sha(self._content(path, names))}" for path in self.files)
+        files = (
+            f"{_said(path, names)}: {_sha(self._content(path, names))}"
+            for path in self.files
+            if HIDDEN_BY_MLFLOW not in path
+        )
         results = (f"result: {_said(_text(value), names)}" for value in values)
         return sorted([*rows, *files, *results])
 

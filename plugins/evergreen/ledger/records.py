@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, and_, exists, func, select, text
+from sqlalchemy import ColumnElement, String, and_, cast, exists, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -64,6 +64,18 @@ def latest_partitions(
         newest = newest.where(PartitionRow.id <= through)
     rows = select(PartitionRow).where(PartitionRow.id.in_(newest.group_by(PartitionRow.key)))
     return session.scalars(rows.order_by(PartitionRow.start)).all()
+
+
+def registered_in(session: Session, model: str, run_id: str) -> Sequence[PartitionRow]:
+    """What a DAG run has registered, in order: the signals that were raised with it say so."""
+    theirs = select(SignalRow.key).where(
+        SignalRow.model == model,
+        SignalRow.cause == "new_data",
+        SignalRow.evidence["run_id"].as_string() == run_id,
+    )
+    named = PartitionRow.key + "/" + cast(PartitionRow.revision, String)
+    rows = select(PartitionRow).where(PartitionRow.model == model, named.in_(theirs))
+    return session.scalars(rows.order_by(PartitionRow.id)).all()
 
 
 def watermark(session: Session, model: str) -> datetime | None:

@@ -46,7 +46,9 @@ class Landed:
     fingerprint: str
 
 
-def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> IngestReport:
+def ingest(
+    declaration: Declaration, workspace: Workspace, as_of: datetime, run_id: str | None = None
+) -> IngestReport:
     """Register what has arrived since the last look.
 
     Good partitions are registered in order of event time, whatever is wrong with others; what
@@ -54,12 +56,15 @@ def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> I
 
     :param as_of: a partition that isn't over by then waits, so that a file named for the future
         can't move the watermark.
+    :param run_id: the DAG run; asked again with it, what it had registered is reported again, so
+        that a task killed before it could say so is not silent when it is run again.
     :raises UnavailableError: when the landing folder, store or ledger can't be reached.
     """
     landed = _list(declaration, workspace)
     with workspace.ledger.read() as session:
         known = {row.key: row for row in records.latest_partitions(session, declaration.name)}
-    registered, late, early, refused, waiting = [], [], [], [], {}
+    registered: list[PartitionRow] = []
+    early, refused, waiting = [], [], {}
     for key in sorted(set().union(*(files for files in landed.values()))):
         absent = tuple(source for source, files in landed.items() if key not in files)
         if absent:
@@ -75,16 +80,16 @@ def ingest(declaration: Declaration, workspace: Workspace, as_of: datetime) -> I
             refused.append(Refused(key=key, uri=files[MAIN].uri, reason=str(error)))
             continue
         if row is not None:
-            written = _register(workspace, row)
-            registered.append(Partition.from_row(written))
-            late += [key] if written.late else []
+            registered.append(_register(workspace, row, run_id))
     with workspace.ledger.read() as session:
+        if run_id is not None:
+            registered = [*records.registered_in(session, declaration.name, run_id)]
         mark = records.watermark(session, declaration.name)
         keys = {row.key for row in records.latest_partitions(session, declaration.name)}
     return IngestReport(
         model=declaration.name,
-        registered=tuple(registered),
-        late=tuple(late),
+        registered=tuple(Partition.from_row(row) for row in registered),
+        late=tuple(row.key for row in registered if row.late),
         waiting=waiting,
         early=tuple(early),
         refused=tuple(refused),
@@ -234,7 +239,7 @@ def _types(frame: pd.DataFrame, uri: str) -> dict[str, str]:
     return {field.name: str(field.type) for field in schema}
 
 
-def _register(workspace: Workspace, row: PartitionRow) -> PartitionRow:
+def _register(workspace: Workspace, row: PartitionRow, run_id: str | None) -> PartitionRow:
     """The partition and the signal it raises, in one transaction."""
     with workspace.ledger.write() as session:
         mark = records.watermark(session, row.model)
@@ -246,7 +251,7 @@ def _register(workspace: Workspace, row: PartitionRow) -> PartitionRow:
             "new_data",
             f"{row.key}/{row.revision}",
             max(mark or row.end, row.end),
-            {"partition": row.key, "revision": row.revision, "rows": row.rows},
+            {"partition": row.key, "revision": row.revision, "rows": row.rows, "run_id": run_id},
         )
     return written
 

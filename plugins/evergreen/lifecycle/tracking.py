@@ -52,6 +52,7 @@ __all__ = [
     "log_metrics",
     "log_model",
     "log_params",
+    "metrics_of",
     "register_version",
     "set_champion",
     "set_tags",
@@ -141,6 +142,12 @@ def tags_of(workspace: Workspace, run_id: str) -> dict[str, str]:
     """A run's tags."""
     with session(workspace) as mlflow:
         return dict(mlflow.get_run(run_id).data.tags)
+
+
+def metrics_of(workspace: Workspace, run_id: str) -> dict[str, float]:
+    """A run's metrics."""
+    with session(workspace) as mlflow:
+        return dict(mlflow.get_run(run_id).data.metrics)
 
 
 def set_tags(workspace: Workspace, run_id: str, tags: Mapping[str, str]) -> None:

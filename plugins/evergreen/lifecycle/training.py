@@ -56,9 +56,10 @@ class _Attempt:
     tags: Mapping[str, str]
 
     def result(self, tag: str) -> TrainedModel | None:
-        """What an attempt before has finished."""
+        """What an attempt before has finished; one killed right after that left the run open."""
         if tag not in self.tags:
             return None
+        tracking.finish_run(self.workspace, self.run_id)
         return TrainedModel.load(self.workspace.store, json.loads(self.tags[tag]))
 
     def keep(self, result: TrainedModel, tag: str) -> TrainedModel:
@@ -240,7 +241,7 @@ def _parameters(attempt: _Attempt, lesson: Lesson, *, tune: bool) -> dict[str, A
 def _fit(
     attempt: _Attempt, lesson: Lesson, parameters: Mapping[str, Any], metric: str
 ) -> FittedModel:
-    """Fit, and log how long it took: a measurement, so not part of the result."""
+    """Fit, and log how long the first attempt took: a measurement, so not part of the result."""
     began = perf_counter()
     try:
         model = lesson.fit(parameters)
@@ -250,7 +251,8 @@ def _fit(
             f"on {len(lesson.rows):,} rows: {type(error).__name__}: {error}"
         ) from error
     seconds = {metric: perf_counter() - began}
-    tracking.log_metrics(attempt.workspace, attempt.run_id, seconds, attempt.as_of)
+    if metric not in tracking.metrics_of(attempt.workspace, attempt.run_id):
+        tracking.log_metrics(attempt.workspace, attempt.run_id, seconds, attempt.as_of)
     return model
 
 

@@ -28,7 +28,7 @@ class IngestPartitionsOperator(StageOperator):
         from evergreen.lifecycle.ingestion import ingest
 
         as_of = moment(context["params"].get("as_of")) or context["dag_run"].run_after
-        return ingest(self.model, workspace, as_of)
+        return ingest(self.model, workspace, as_of, context["dag_run"].run_id)
 
     def finish(
         self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]

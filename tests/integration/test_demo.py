@@ -1,0 +1,74 @@
+"""The demo from end to end: a year of flights, and what it must show."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psutil
+import pytest
+
+MINUTES = 25
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str, Path]:
+    """The report, what was printed, and the demo's home."""
+    folder = tmp_path_factory.mktemp("year")
+    report, home = folder / "report.json", folder / "home"
+    command = [
+        str(Path(sys.executable).with_name("evergreen")),
+        *("demo", "--exit", "--home", str(home), "--report", str(report)),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=MINUTES * 60, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)  # noqa: T201 - the figures are what this run is for
+    return json.loads(report.read_text()), done.stdout, home
+
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout((MINUTES + 1) * 60)]
+
+
+def mean(rows: list[dict[str, Any]], who: str, metric: str) -> float:
+    return fmean(row["metrics"][who][metric] for row in rows if row["partition"] >= "2013-03")
+
+
+def test_a_year_is_twelve_decided_months(year: tuple[list[dict[str, Any]], str, Path]) -> None:
+    rows, _, _ = year
+    assert [row["partition"] for row in rows] == [f"2013-{month:02}" for month in range(1, 13)]
+    assert rows[0]["verdict"] == "bootstrap"
+    assert {row["decision"] for row in rows} <= {"retrain", "suppress"}
+    assert all(row["reason"] and row["rows"] > 20_000 and row["seconds"] > 0 for row in rows)
+    assert len({row["champion_version"] for row in rows}) > 1
+
+
+def test_the_champion_beats_the_frozen_january_model(
+    year: tuple[list[dict[str, Any]], str, Path],
+) -> None:
+    rows, _, _ = year
+    assert mean(rows, "champion", "log_loss") <= 0.500
+    assert mean(rows, "champion", "roc_auc") >= 0.710
+    assert mean(rows, "champion", "log_loss") < mean(rows, "frozen", "log_loss")
+    assert mean(rows, "champion", "roc_auc") > mean(rows, "frozen", "roc_auc")
+
+
+def test_it_says_where_to_look_and_why(year: tuple[list[dict[str, Any]], str, Path]) -> None:
+    rows, printed, _ = year
+    assert "Airflow is up" in printed
+    assert "password" in printed
+    for row in rows:
+        assert f"{row['partition']}: {row['verdict']}" in printed
+
+
+def test_nothing_is_left_running(year: tuple[list[dict[str, Any]], str, Path]) -> None:
+    _, _, home = year
+    left = [
+        process.info
+        for process in psutil.process_iter(["pid", "cmdline", "environ"])
+        if (process.info["environ"] or {}).get("EVERGREEN_HOME", "").startswith(str(home))
+    ]
+    assert not left
