@@ -124,5 +124,5 @@ for model in declared_models(MODELS, get_parsing_context().dag_id):
             features=features.output,
         )
         conclusion = ConcludeRunOperator(task_id="conclude", model=model).as_teardown()
-        chain(gate, *approval(model), promotion, conclusion)
+        chain(gate, *approval(model, gate.output), promotion, conclusion)
         chain(decision, conclusion)

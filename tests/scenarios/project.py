@@ -16,8 +16,9 @@ import yaml
 from evergreen.declaration import Declaration, read_declaration
 from evergreen.ledger import records
 from evergreen.lifecycle import tracking
+from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.workspace import Workspace
-from tests.scenarios.runs import Run, run_dag
+from tests.scenarios.runs import Run, begin, run_dag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,6 +148,12 @@ class Project:
     def retrain_by_hand(self, **form: Any) -> Run:
         """Run the retrain DAG as a person does, from Airflow's form."""
         return self._run("retrain", "manual", form)
+
+    def begin_retrain(self) -> str:
+        """A retrain that Airflow runs still, whose first task has decided. Returns its run id."""
+        run_id = begin(self.folder / "dags", f"{self.name}.retrain", self.home)
+        arbitrate(self.declaration, self.workspace, run_id=run_id)
+        return run_id
 
     def score(self, **form: Any) -> Run:
         """Run the score DAG as a new partition's asset event does."""

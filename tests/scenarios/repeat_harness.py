@@ -4,108 +4,46 @@
 process that has used OpenMP, DuckDB or threads can't be forked safely: this one imports what the
 stages need, never uses it, and forks a child for each execution, as Airflow's warm workers do.
 
-Which tasks there are, in which order and with which inputs, the DAG files say; they are read over
-a model made here. It learns from one day to have a champion, unharmed; then a second day lands,
-and each task of its life is repeated and killed. A line a task goes to stdout, and the whole
-report to ``FOLDER/report.json``.
+Which tasks there are, in which order and with which inputs, the DAG files say, so there is no
+list of operators here. A line a task goes to stdout, the whole report to ``FOLDER/report.json``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from difflib import unified_diff
+from importlib import import_module
 from pathlib import Path
-from textwrap import dedent
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tests.scenarios.state import State, capture
+from tests.scenarios.repeat_model import DAYS, family_of, land, make_project
+from tests.scenarios.state import capture
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
     from evergreen.operators.base import StageOperator
 
-PROJECT = Path(__file__).parents[2]
-#: What comes first; families of DAGs that are added come after, by name.
-FAMILIES = ("ingest", "retrain", "score")
-DAYS = ("2026-01-01", "2026-01-02")
-#: Seconds that one execution may take.
-LIMIT = 90.0
+#: Seconds that one execution may take, and after which no further task is begun.
+LIMIT = 60.0
+BUDGET = 420.0
 #: When to kill, as shares of the time, and of the writes, that the first execution needed.
 OF_TIME = (0.2, 0.5, 0.8)
 OF_WRITES = (0.25, 0.5, 0.75, 1.0)
-#: Kills of a task that takes long: a clean process is started for each.
-LONG = 4.0
+#: How often a moment that came too late is brought forward.
+TRIES = 4
 PARAMS = {"reason": "the repeat test", "tune": True}
-
-DECLARATION = """
-    name: punctuality
-    task: binary_classification
-    owner: {team: tests, contact: tests@example.com}
-    data:
-      uri: landing/departures/{partition}.parquet
-      partition: day
-      entities: [origin]
-      label: {column: late, timestamp: label_timestamp}
-    features: {module: features, service: punctuality}
-    validation: {suite: expectations.json}
-    training:
-      estimator: sklearn.linear_model.LogisticRegression
-      parameters: {max_iter: 200}
-      search: {parameters: {C: [0.1, 1.0]}, candidates: 2, folds: 2}
-      holdout: {length: 12h, min_rows: 100}
-      refit: true
-    evaluation: {primary: log_loss, metrics: [roc_auc], slices: [origin], min_slice_rows: 50}
-    gate:
-      {promote_when: non_inferior, margin: 0.2, resamples: 200, latency_p95_ms: 10000, memory_mb: 8192}
-"""
-FEATURES = """
-    from datetime import timedelta
-    from feast import Entity, FeatureService, FeatureView, Field, FileSource
-    from feast.types import Float64
-    from feast.value_type import ValueType
-
-    LOOKBACK = timedelta(hours=3)
-    origin = Entity(name="origin", join_keys=["origin"], value_type=ValueType.STRING)
-    traffic = FeatureView(
-        name="traffic", entities=[origin], ttl=timedelta(hours=3),
-        schema=[Field(name="mean_wind", dtype=Float64)],
-        source=FileSource(path="traffic.parquet", timestamp_field="event_timestamp"),
-    )
-    punctuality = FeatureService(name="punctuality", features=[traffic])
-
-
-    def prepare_traffic(raw):
-        rows = raw["departures"]
-        hour = rows["event_timestamp"].dt.ceil("h")
-        means = rows.groupby(["origin", hour])["wind"].mean()
-        return means.rename("mean_wind").reset_index()
-
-
-    def prepare_requests(raw):
-        return raw["departures"][["origin", "wind"]]
-"""
-SUITE = {
-    "name": "punctuality",
-    "expectations": [
-        {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "wind"}},
-        {
-            "type": "expect_column_values_to_be_between",
-            "kwargs": {"column": "wind", "min_value": -3.0, "max_value": 3.0},
-            "meta": {"on_failure": "quarantine"},
-        },
-    ],
-}
 
 
 @dataclass(frozen=True)
@@ -118,18 +56,33 @@ class Ending:
     :ivar writes: files put in place and transactions committed.
     """
 
-    result: Any = None
-    pushed: Mapping[str, Any] = field(default_factory=dict)
-    raised: str | None = None
-    seconds: float = 0.0
-    writes: int = 0
+    result: Any
+    pushed: Mapping[str, Any]
+    raised: str | None
+    seconds: float
+    writes: int
 
     def said(self) -> list[Any]:
         """What a repeat must say too."""
-        return [self.result, dict(self.pushed), self.raised]
+        return [self.result, self.pushed, self.raised]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: after so many seconds, or instead of a write, counted from 1."""
+
+    words: str = "never"
+    seconds: float | None = None
+    write: int | None = None
+
+    def tries(self) -> Iterator[Moment]:
+        """The moment, and earlier ones for an execution that was quicker than the first."""
+        yield self
+        if self.seconds is not None:
+            yield from (Moment(self.words, self.seconds / 2**k) for k in range(1, TRIES))
+
+
+@dataclass(frozen=True)
 class Report:
     """How one task bore it.
 
@@ -145,16 +98,14 @@ class Report:
 
     def __str__(self) -> str:
         how = f"DIFFERS after {', '.join(self.differences)}" if self.differences else "ok"
-        return f"{self.operator:<28} {self.task:<36} {self.seconds:6.2f} s {len(self.kills):2} kills  {how}"
+        took = f"{self.seconds:6.2f} s {len(self.kills):2} kills"
+        return f"{self.operator:<28} {self.task:<30} {took}  {how}"
 
-
-@dataclass(frozen=True)
-class Moment:
-    """When to kill: after so many seconds, or instead of a write."""
-
-    seconds: float | None = None
-    write: int | None = None
-    words: str = ""
+    def compare(self, moment: str, expected: list[str], found: list[str]) -> None:
+        """Note what is different."""
+        lines = unified_diff(expected, found, "run once", moment, n=0, lineterm="")
+        if different := [line for line in lines if not line.startswith("@@")]:
+            self.differences[moment] = different
 
 
 class Life:
@@ -165,67 +116,48 @@ class Life:
         self.home = folder / "home"
         self.said: dict[tuple[str, str], Ending] = {}
 
-    def go(self, dags: Sequence[DAG], day: str) -> Iterator[tuple[DAG, StageOperator]]:
+    def begin(self, dags: Sequence[DAG], day: str) -> Iterator[tuple[DAG, StageOperator]]:
         """Land a day, then come by every task in order."""
-        land(self.home, day)
+        self.said.clear()
+        self._fork(lambda: land(self.home, day))
         for dag in dags:
-            for task in dag.topological_sort():
-                yield dag, task
+            yield from ((dag, task) for task in dag.topological_sort())
 
     def execute(
         self, dag: DAG, task: StageOperator, day: str, moment: Moment = Moment()
     ) -> Ending | None:
-        """Execute a task in a process of its own.
-
-        :returns: None when it was killed at ``moment``.
-        :raises TimeoutError: when it takes longer than `LIMIT`.
-        """
-        answer, ready = self.folder / "answer.json", os.pipe()
+        """Execute a task in a process of its own; None when it was killed at ``moment``."""
+        answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
-        pid = os.fork()
-        if pid == 0:
-            self._in_child(dag, task, day, moment, ready, answer)
-        os.close(ready[1])
-        os.read(ready[0], 1)  # it leads a group of its own now, and begins
-        os.close(ready[0])
-        _wait(pid, moment.seconds)
+
+        def run() -> None:
+            writes = count_writes(self.home, moment.write)
+            answer.write_text(json.dumps(asdict(self._execute(dag, task, day, writes))))
+
+        self._fork(run, moment.seconds)
         return Ending(**json.loads(answer.read_text())) if answer.exists() else None
 
-    def _in_child(
-        self, dag: DAG, task: StageOperator, day: str, moment: Moment, ready: tuple[int, int],
-        answer: Path,
-    ) -> NoReturn:  # fmt: skip
-        try:
-            os.setsid()
-            log = os.open(self.folder / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(ready[0])
-            os.close(ready[1])
-            writes = count_writes(self.home, moment.write)
-            ending = self._ending(dag, task, day, writes)
-            answer.write_text(json.dumps(asdict(ending)))
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent's code must not go on here
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
+    def whole(self, dag: DAG, task: StageOperator, day: str) -> Ending:
+        """Execute a task to its end, and remember what it said."""
+        ending = self.said[dag.dag_id, task.task_id] = self.execute(dag, task, day)
+        if ending is None:
+            raise RuntimeError(f"{task.task_id} was killed by someone else")
+        return ending
 
-    def _ending(self, dag: DAG, task: StageOperator, day: str, writes: list[str]) -> Ending:
+    def _execute(self, dag: DAG, task: StageOperator, day: str, writes: list[str]) -> Ending:
         from airflow.sdk.bases.operator import ExecutorSafeguard
         from airflow.sdk.exceptions import AirflowException
 
+        for name in task.template_fields:
+            if source := getattr(getattr(task, name), "operator", None):
+                setattr(task, name, self.said[dag.dag_id, source.task_id].result)
         pushed: dict[str, Any] = {}
         context = self._context(dag, task, day, pushed)
-        for name in task.template_fields:
-            source = getattr(getattr(task, name), "operator", None)
-            if source is not None:
-                setattr(task, name, self.said[dag.dag_id, source.task_id].result)
         ExecutorSafeguard.tracker.set(task)
         result, raised, began = None, None, time.perf_counter()
         try:
             result = task.execute(context)
-        except AirflowException as error:
+        except AirflowException as error:  # skipped, refused: a result like any other
             raised = f"{type(error).__name__}: {error}"
         return Ending(result, pushed, raised, time.perf_counter() - began, len(writes))
 
@@ -246,16 +178,57 @@ class Life:
         params = {**dag.params.dump(), **{k: v for k, v in PARAMS.items() if k in dag.params}}
         return {"ti": ti, "dag": dag, "dag_run": run, "task": task, "params": params}
 
+    def _fork(self, act: Callable[[], None], seconds: float | None = None) -> None:
+        """Let a child act; kill it, and all that it has started, after ``seconds``.
 
-def count_writes(home: Path, stop_at: int | None) -> list[str]:
-    """Note each file put in place and each transaction, and die instead of the one ``stop_at``."""
+        :raises RuntimeError: when the child failed.
+        :raises TimeoutError: when it ran longer than `LIMIT`.
+        """
+        ready, begun = os.pipe()
+        if (pid := os.fork()) == 0:
+            self._in_child(act, begun)
+        os.close(begun)
+        os.read(ready, 1)  # closed when the child leads a group of its own, and begins
+        os.close(ready)
+        deadline = time.monotonic() + (LIMIT if seconds is None else seconds)
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if ended == (0, 0):
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            if seconds is None:
+                raise TimeoutError(f"no end within {LIMIT:g} s")
+        elif os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]):
+            said = (self.folder / "log.txt").read_text(errors="replace")
+            raise RuntimeError(f"a child failed; its log ends with\n{said[-3000:]}")
+
+    def _in_child(self, act: Callable[[], None], begun: int) -> NoReturn:
+        """The child's life, of which nothing may come back into the parent's code."""
+        failed = 1
+        try:
+            os.setsid()
+            log = os.open(self.folder / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(begun)
+            act()
+            failed = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(failed)
+
+
+def count_writes(home: Path, fatal: int | None) -> list[str]:
+    """Note each file put in place and each transaction, and die instead of the ``fatal`` one."""
     from sqlalchemy import Engine, event
 
     seen: list[str] = []
 
     def note(what: str) -> None:
         seen.append(what)
-        if len(seen) == stop_at:
+        if len(seen) == fatal:
             os.killpg(0, signal.SIGKILL)
 
     def audit(name: str, arguments: tuple[Any, ...]) -> None:
@@ -263,75 +236,43 @@ def count_writes(home: Path, stop_at: int | None) -> list[str]:
             note(f"{name} {arguments[1]}")
 
     sys.addaudithook(audit)
-    event.listen(Engine, "commit", lambda connection: note("commit"))
+    event.listen(Engine, "commit", lambda _: note("commit"))
     return seen
-
-
-def _wait(pid: int, seconds: float | None) -> None:
-    """Wait for a child; kill it with all that it started after ``seconds``.
-
-    :raises TimeoutError: when it didn't end within `LIMIT`, without having been told to.
-    """
-    deadline = time.monotonic() + (LIMIT if seconds is None else seconds)
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if (left := deadline - time.monotonic()) <= 0:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            if seconds is None:
-                raise TimeoutError(f"no end within {LIMIT:g} s")
-            return
-        time.sleep(min(0.002, left))
-
-
-def examine(life: Life, dag: DAG, task: StageOperator, day: str) -> Report:
-    """Execute a task, again, and then after each kill from where it had begun."""
-    before = life.folder / "before"
-    _copy(life.home, before)
-    first = _certain(life.execute(dag, task, day))
-    after, report = capture(life.home), Report(task.task_id, type(task).__name__, first.seconds)
-    report.task = f"{dag.dag_id.partition('.')[2]}.{task.task_id}"
-    again = _certain(life.execute(dag, task, day))
-    _compare(
-        report, "a repeat",
-        [*after.literal(), *map(str, first.said())],
-        [*capture(life.home).literal(), *map(str, again.said())],
-    )  # fmt: skip
-    done = life.folder / "done"
-    _copy(life.home, done)
-    expected = after.canonical(*first.said())
-    for moment in moments(first):
-        _copy(before, life.home)
-        if life.execute(dag, task, day, moment) is not None:
-            continue  # it was quicker this time: nothing was interrupted
-        report.kills.append(moment.words)
-        healed = _certain(life.execute(dag, task, day))
-        _compare(report, moment.words, expected, capture(life.home).canonical(*healed.said()))
-    _copy(done, life.home)
-    life.said[dag.dag_id, task.task_id] = first
-    return report
 
 
 def moments(first: Ending) -> Iterator[Moment]:
     """When to kill a task of which one execution is known."""
     for share in OF_TIME:
-        yield Moment(seconds=share * first.seconds, words=f"a kill at {share:.0%} of its time")
-    numbers = (
-        {max(1, round(share * first.writes)) for share in OF_WRITES} if first.writes else set()
-    )
-    for number in sorted(numbers):
-        yield Moment(write=number, words=f"a kill at write {number} of {first.writes}")
+        yield Moment(f"a kill at {share:.0%} of its time", seconds=share * first.seconds)
+    for number in sorted({round(share * first.writes) for share in OF_WRITES} - {0}):
+        yield Moment(f"a kill at write {number} of {first.writes}", write=number)
 
 
-def _compare(report: Report, moment: str, expected: list[str], found: list[str]) -> None:
-    lines = unified_diff(expected, found, "run once", moment, n=0, lineterm="")
-    if different := [line for line in lines if not line.startswith("@@")]:
-        report.differences[moment] = different
-
-
-def _certain(ending: Ending | None) -> Ending:
-    if ending is None:
-        raise RuntimeError("a task ended in an unexpected way; its traceback is in log.txt")
-    return ending
+def examine(life: Life, dag: DAG, task: StageOperator, day: str) -> Report:
+    """Execute a task, again, and then after each kill from where it had begun."""
+    before, done = life.folder / "before", life.folder / "done"
+    _copy(life.home, before)
+    first = life.whole(dag, task, day)
+    after = capture(life.home)
+    name = f"{family_of(dag)}.{task.task_id}"
+    report = Report(name, type(task).__name__, round(first.seconds, 2))
+    again = life.whole(dag, task, day)
+    found = capture(life.home)
+    report.compare("a repeat", after.literal(*first.said()), found.literal(*again.said()))
+    _copy(life.home, done)
+    expected = after.canonical(*first.said())
+    for moment in moments(first):
+        for earlier in moment.tries():
+            _copy(before, life.home)
+            if life.execute(dag, task, day, earlier) is None:
+                report.kills.append(moment.words)
+                healed = life.whole(dag, task, day)
+                found = capture(life.home)
+                report.compare(moment.words, expected, found.canonical(*healed.said()))
+                break
+    _copy(done, life.home)
+    life.said[dag.dag_id, task.task_id] = first
+    return report
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -339,102 +280,47 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target)
 
 
-def land(home: Path, day: str) -> None:
-    """A day of departures: later with more wind, from three airports, one of them windy.
-
-    Written in a child, as anything that uses a library is.
-    """
-    if (pid := os.fork()) == 0:
-        try:
-            _write_day(home / "landing" / "departures" / f"{day}.parquet", day)
-        finally:
-            os._exit(0)
-    _wait(pid, None)
-
-
-def _write_day(target: Path, day: str) -> None:
-    import numpy as np
-    import pandas as pd
-
-    rng, count = np.random.default_rng(int(day[-2:])), 1440
-    when = pd.date_range(day, periods=count, freq="1min", tz="UTC").as_unit("us")
-    wind, origin = rng.normal(size=count).clip(-2.9, 2.9), rng.choice(["EWR", "JFK", "LGA"], count)
-    late = wind + (origin == "LGA") + rng.normal(scale=0.7, size=count) > 0.5
-    wind[rng.choice(count, 3)] = 9.0  # set aside by the suite
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(
-        {
-            "event_timestamp": when,
-            "origin": origin,
-            "wind": wind,
-            "late": late.astype("int64"),
-            "label_timestamp": when + pd.Timedelta(minutes=30),
-        }
-    ).to_parquet(target, index=False)
-
-
-def make_project(folder: Path) -> list[DAG]:
-    """The DAGs of this repository over a model made here, in the order of a model's life."""
-    from airflow.dag_processing.dagbag import DagBag
-
-    model = folder / "include" / "models" / "punctuality"
-    model.mkdir(parents=True)
-    (model / "model.yaml").write_text(dedent(DECLARATION))
-    (model / "features.py").write_text(dedent(FEATURES))
-    (model / "expectations.json").write_text(json.dumps(SUITE))
-    shutil.copytree(PROJECT / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    bag = DagBag(folder / "dags")
-    if bag.import_errors:
-        raise RuntimeError(f"the DAGs can't be read: {bag.import_errors}")
-    known = {family: place for place, family in enumerate(FAMILIES)}
-
-    def place(dag: DAG) -> tuple[int, str]:
-        return known.get(dag.dag_id.partition(".")[2], len(known)), dag.dag_id
-
-    return sorted(bag.dags.values(), key=place)
-
-
-def discover() -> list[str]:
-    """The names of all operators of the package."""
-    import pkgutil
-    from importlib import import_module
-
+def discover() -> set[str]:
+    """The names of all stage operators of the package."""
     import evergreen.operators
     from evergreen.operators.base import StageOperator
 
     for module in pkgutil.walk_packages(evergreen.operators.__path__, "evergreen.operators."):
         import_module(module.name)
-    found: list[type[StageOperator]] = [StageOperator]
-    for kind in found:
-        found += kind.__subclasses__()
-    return sorted({kind.__name__ for kind in found[1:]})
+    kinds: list[type[StageOperator]] = [StageOperator]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.__name__ for kind in kinds[1:] if kind.__module__.startswith("evergreen.")}
 
 
 def main(folder: Path) -> None:
-    """Live, repeat, kill; report."""
+    """Live a day to have a champion, unharmed; then live the next, repeated and killed."""
     from evergreen.executors import PRELOAD, lifecycle_modules, preload
 
-    preload([*PRELOAD, *lifecycle_modules(), "airflow.dag_processing.dagbag"])
-    operators, dags = discover(), make_project(folder)
+    began = time.monotonic()
+    preload([*PRELOAD, *lifecycle_modules()])
+    dags = make_project(folder)
+    if lost := discover() - {type(task).__name__ for dag in dags for task in dag.tasks}:
+        raise SystemExit(
+            f"{', '.join(sorted(lost))}: in no file of dags/, which say where a task stands and what "
+            "it is given. Add it there, and it is repeated and killed like the others."
+        )
     life, (first_day, second_day) = Life(folder), DAYS
-    for dag, task in life.go(
-        [d for d in dags if d.dag_id.endswith((".ingest", ".retrain"))], first_day
+    for dag, task in life.begin(
+        [d for d in dags if family_of(d) in {"ingest", "retrain"}], first_day
     ):
-        life.said[dag.dag_id, task.task_id] = _certain(life.execute(dag, task, first_day))
-    life.said.clear()
+        life.whole(dag, task, first_day)
     reports = []
-    for dag, task in life.go(dags, second_day):
+    for dag, task in life.begin(dags, second_day):
+        if time.monotonic() - began > BUDGET:
+            raise TimeoutError(f"{BUDGET:g} s are over before {dag.dag_id}.{task.task_id}")
         reports.append(examine(life, dag, task, second_day))
         print(reports[-1], flush=True)  # noqa: T201
-    raised = {
-        f"{dag}.{task}": said.raised for (dag, task), said in life.said.items() if said.raised
-    }
-    promotions = capture(life.home).rows["ledger"]["promotions"]
     document = {
-        "operators": operators,
         "reports": [asdict(report) for report in reports],
-        "raised": raised,
-        "promotions": [row["position"] for row in promotions],
+        "raised": {f"{d}.{t}": said.raised for (d, t), said in life.said.items() if said.raised},
+        "promotions": [r["position"] for r in capture(life.home).rows["ledger"]["promotions"]],
+        "scores": len(capture(life.home).rows["ledger"]["scores"]),
     }
     (folder / "report.json").write_text(json.dumps(document, indent=1))
 

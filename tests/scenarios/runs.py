@@ -7,14 +7,19 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
+BUNDLE = "dags-folder"
 
 
 @dataclass(frozen=True)
@@ -35,26 +40,8 @@ class Run:
 
 def run_dag(folder: Path, dag_id: str, kind: str, conf: Mapping[str, Any], home: Path) -> Run:
     """Run a DAG of ``folder`` as a run of type ``kind``; retries come without their delay."""
-    from airflow.dag_processing.dagbag import DagBag
-
-    bundle = {
-        "name": "dags-folder",
-        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-        "kwargs": {"path": str(folder)},
-    }
-    settings = {
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
-        "EVERGREEN_HOME": str(home),
-    }
-    _database()
-    with patch.dict(os.environ, settings), _of_type(kind), _task_logs() as logs:
-        bag = DagBag(folder, bundle_path=folder, bundle_name="dags-folder")
-        if dag_id not in bag.dags:
-            raise AssertionError(f"no {dag_id}: {bag.import_errors}")
-        dag = bag.dags[dag_id]
-        for task in dag.tasks:
-            task.retry_delay, task.max_retry_delay = timedelta(0), timedelta(0)
-        run = dag.test(logical_date=None, run_conf=dict(conf))
+    with _deployed(folder, home), _created(kind), _task_logs() as logs:
+        run = _dag(folder, dag_id).test(logical_date=None, run_conf=dict(conf))
     tasks = run.get_task_instances()
     return Run(
         run_id=run.run_id, state=str(run.state), states={t.task_id: str(t.state) for t in tasks},
@@ -63,17 +50,62 @@ def run_dag(folder: Path, dag_id: str, kind: str, conf: Mapping[str, Any], home:
     )  # fmt: skip
 
 
+def begin(folder: Path, dag_id: str, home: Path) -> str:
+    """A run that stays ``running``: it is created, and no task of it starts. Returns its id."""
+    created: list[str] = []
+
+    def stop(run: Any) -> None:
+        created.append(run.run_id)
+        raise _BegunError
+
+    with suppress(_BegunError), _deployed(folder, home), _created("asset_triggered", stop):
+        _dag(folder, dag_id).test(logical_date=None)
+    return created[0]
+
+
+class _BegunError(Exception):
+    pass
+
+
+def _dag(folder: Path, dag_id: str) -> DAG:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(folder, bundle_path=folder, bundle_name=BUNDLE)
+    if dag_id not in bag.dags:
+        raise AssertionError(f"no {dag_id}: {bag.import_errors}")
+    dag = bag.dags[dag_id]
+    for task in dag.tasks:
+        task.retry_delay = task.max_retry_delay = timedelta(0)
+    return dag
+
+
+@contextmanager
+def _deployed(folder: Path, home: Path) -> Iterator[None]:
+    """Airflow's only bundle is ``folder``; its metadata is made once a session."""
+    bundle = {
+        "name": BUNDLE,
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(folder)},
+    }
+    settings = {
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+        "EVERGREEN_HOME": str(home),
+    }
+    _migrate()
+    with patch.dict(os.environ, settings):
+        yield
+
+
 @cache
-def _database() -> None:
-    """Airflow's metadata, once a session."""
+def _migrate() -> None:
     from airflow.utils import db
 
     db.initdb()
 
 
 @contextmanager
-def _of_type(kind: str) -> Iterator[None]:
-    """`DAG.test` starts manual runs only, and a manual run is decided on differently."""
+def _created(kind: str, then: Callable[[Any], None] = lambda run: None) -> Iterator[None]:
+    """Runs are of type ``kind``. `DAG.test` makes manual ones, which are decided on differently."""
     from airflow.models import dagrun
 
     create = dagrun.get_or_create_dagrun
@@ -82,6 +114,7 @@ def _of_type(kind: str) -> Iterator[None]:
         run = create(**given)
         run.run_type = kind
         given["session"].commit()
+        then(run)
         return run
 
     with patch.object(dagrun, "get_or_create_dagrun", create_as):
@@ -94,10 +127,11 @@ def _task_logs() -> Iterator[dict[str, list[str]]]:
 
     Tasks log through structlog, libraries and `DAG.test` itself through the standard library.
     """
+    from structlog.processors import format_exc_info
     from structlog.testing import capture_logs
 
     found: dict[str, list[str]] = defaultdict(list)
-    with capture_logs() as entries:
+    with capture_logs([format_exc_info]) as entries:
         handler = logging.Handler()
         handler.emit = lambda record: entries.append({"event": record.getMessage()})  # type: ignore[method-assign]
         logging.getLogger().addHandler(handler)
@@ -110,5 +144,4 @@ def _task_logs() -> Iterator[dict[str, list[str]]]:
         event = str(entry["event"])
         if marked := re.match(r"\[DAG TEST\] (starting|end task) task_id=(\S+)", event):
             task = marked[2] if marked[1] == "starting" else ""
-        said = [event, *(str(v) for k, v in entry.items() if k in {"error", "exc_info", "reason"})]
-        found[task].append(" ".join(said))
+        found[task] += [event, *(str(entry[key]) for key in ("reason", "exception") if key in entry)]

@@ -74,16 +74,19 @@ class State:
     rows: Mapping[str, Mapping[str, list[Row]]]
     files: Mapping[str, bytes] = field(repr=False)
 
-    def literal(self) -> list[str]:
-        """One line a row and one a file; equal when nothing at all was changed."""
+    def literal(self, *values: Any) -> list[str]:
+        """One line a row and one a file; equal when nothing at all was changed.
+
+        :param values: further JSON values to say, like a task's result.
+        """
         rows = (f"{base}.{name}: {_text(row)}" for base, name, row in self._all_rows())
         files = (f"{path}: {_sha(content)}" for path, content in self.files.items())
-        return sorted([*rows, *files])
+        return sorted([*rows, *files, *(f"result: {_text(value)}" for value in values)])
 
     def canonical(self, *values: Any) -> list[str]:
         """The same with ids said by what they stand for, and without what is measured.
 
-        :param values: further JSON values to say so, like a task's result.
+        :param values: as in `literal`.
         """
         names = self._names()
         rows = (

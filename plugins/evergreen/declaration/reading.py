@@ -15,10 +15,17 @@ from evergreen.errors import DeclarationError
 
 FILE_NAME = "model.yaml"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BOOLEAN = "tag:yaml.org,2002:bool"
 
 
-class _UniqueKeys(_Loader):  # type: ignore[misc, valid-type]
-    """YAML's own rule, which PyYAML doesn't check: a key may stand once."""
+class _Strict(_Loader):  # type: ignore[misc, valid-type]
+    """YAML 1.2 where PyYAML is lax: a key may stand once; ``on``, ``off``, ``yes`` and ``no`` are
+    words, not booleans."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own configuration attribute
+        first: [(tag, pattern) for tag, pattern in known if tag != _BOOLEAN or first in "tTfF"]
+        for first, known in _Loader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -41,7 +48,7 @@ def read_declaration(path: Path) -> Declaration:
     file = path / FILE_NAME if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a safe loader's subclass
+        content = yaml.load(text, Loader=_Strict)  # noqa: S506 - a safe loader's subclass
     except FileNotFoundError:
         raise DeclarationError(
             f"{file}: no such file. A model is a folder with a {FILE_NAME}."

@@ -194,7 +194,7 @@ class Fairness(Frozen):
 class Approval(Frozen):
     """Ask a person only on the named occasions."""
 
-    on: tuple[Literal["escalated", "bootstrap", "incomparable"], ...]
+    on: tuple[Literal["bootstrap", "incomparable"], ...] = Field(min_length=1)
 
 
 class Gate(Frozen):

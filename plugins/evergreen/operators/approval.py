@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+from evergreen.declaration import Declaration
+from evergreen.hooks.workspace import WorkspaceHook
 from evergreen.operators.base import DECLINED
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseOperator, Context
-
-    from evergreen.declaration import Declaration
+    from airflow.sdk import Context
 
 ANSWER_WITHIN = timedelta(days=5)
 
@@ -21,7 +22,33 @@ class ApprovePromotionOperator(ApprovalOperator):
     """Ask a person whether the judged candidate may go live; silence means no.
 
     A rejected approval leaves no return value, so who said no is kept under a key of its own.
+
+    :param model: the model's declaration; ``gate.approval`` says on which verdicts to ask.
+    :param verdict: the verdict's reference. (templated)
     """
+
+    template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "verdict")
+
+    def __init__(self, *, model: Declaration, verdict: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("subject", f"Promote the candidate of {model.name}?")
+        kwargs.setdefault("body", "The gate's whole table is in the log of the task `gate`.")
+        kwargs.setdefault("defaults", self.REJECT)
+        kwargs.setdefault("response_timeout", ANSWER_WITHIN)
+        super().__init__(**kwargs)
+        self.model = model
+        self.verdict = verdict
+
+    def execute(self, context: Context) -> Any:
+        """Ask, or pass at once on a verdict that needs no person."""
+        from evergreen.lifecycle.contracts import Verdict
+
+        verdict = Verdict.load(WorkspaceHook().get_conn().store, self.verdict)
+        asked = self.model.gate.approval
+        if isinstance(asked, str) or verdict.verdict in asked.on:
+            self.log.info("waiting for a person: %s: %s", verdict.verdict, verdict.reason)
+            return super().execute(context)
+        self.log.info("%s needs no person; declared are %s", verdict.verdict, ", ".join(asked.on))
+        return None
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Keep who answered, then let Airflow skip or go on."""
@@ -32,16 +59,8 @@ class ApprovePromotionOperator(ApprovalOperator):
         return super().execute_complete(context, event)
 
 
-def approval(model: Declaration) -> list[BaseOperator]:
-    """The task ``approve``, or nothing when the declaration asks for no person."""
-    if model.gate.approval != "always":
+def approval(model: Declaration, verdict: Any) -> list[ApprovePromotionOperator]:
+    """The task ``approve``, or nothing when the declaration never asks for a person."""
+    if model.gate.approval == "never":
         return []
-    return [
-        ApprovePromotionOperator(
-            task_id="approve",
-            subject=f"Promote the candidate of {model.name}?",
-            body="The gate's whole table is in the log of the task `gate` of this run.",
-            defaults=ApprovalOperator.REJECT,
-            response_timeout=ANSWER_WITHIN,
-        )
-    ]
+    return [ApprovePromotionOperator(task_id="approve", model=model, verdict=verdict)]

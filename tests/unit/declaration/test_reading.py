@@ -97,6 +97,13 @@ def test_nonsense_values_are_refused(tmp_path: Path, extra: str, words: list[str
         assert word in str(caught.value)
 
 
+def test_on_is_a_word(tmp_path: Path) -> None:
+    extra = "gate: {approval: {on: [bootstrap]}}\nvalidation: {quarantine_at_most: 0}\n"
+    declaration = read_declaration(write(tmp_path, GOOD + extra))
+    assert not isinstance(declaration.gate.approval, str)
+    assert declaration.gate.approval.on == ("bootstrap",)
+
+
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     bad = GOOD.replace("partition: day", "partition: week").replace("delay: 30d", "delay: soon")
     with pytest.raises(DeclarationError) as caught:
