@@ -5,12 +5,12 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Asset, CronTriggerTimetable, Param, get_parsing_context
 
-from evergreen.declaration import declared_models
+from evergreen.declaration import usable_models
 from evergreen.operators.ingestion import IngestPartitionsOperator
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
 
-for model in declared_models(MODELS, get_parsing_context().dag_id):
+for model in usable_models(MODELS, get_parsing_context().dag_id):
     with DAG(
         dag_id=f"{model.name}.ingest",
         description=f"Register partitions of {model.data.uri}",

@@ -18,7 +18,7 @@ from airflow.sdk import (
     get_parsing_context,
 )
 
-from evergreen.declaration import declared_models
+from evergreen.declaration import usable_models
 from evergreen.operators.approval import approval
 from evergreen.operators.arbitration import ArbitrateOperator, ConcludeRunOperator
 from evergreen.operators.evaluation import EvaluateModelOperator
@@ -63,7 +63,7 @@ FORM = {
     ),
 }
 
-for model in declared_models(MODELS, get_parsing_context().dag_id):
+for model in usable_models(MODELS, get_parsing_context().dag_id):
     schedule = Asset(f"x-evergreen://{model.name}/partitions")
     with DAG(
         dag_id=f"{model.name}.retrain",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Asset, Param, get_parsing_context
 
-from evergreen.declaration import declared_models
+from evergreen.declaration import usable_models
 from evergreen.operators.extraction import ExtractSnapshotOperator
 from evergreen.operators.preparation import BuildFeaturesOperator
 from evergreen.operators.scoring import ScoreBatchOperator
@@ -17,7 +17,7 @@ from evergreen.operators.validation import ValidateDataOperator
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
 
-for model in declared_models(MODELS, get_parsing_context().dag_id):
+for model in usable_models(MODELS, get_parsing_context().dag_id):
     with DAG(
         dag_id=f"{model.name}.score",
         description=f"Score new partitions with the champion of {model.name}",

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 MODEL = "flight_delay"
 MODEL_FOLDER = REPOSITORY / "include" / "models" / MODEL
 FOLDER = Path(os.environ.get("EVERGREEN_BENCH_FOLDER") or ".evergreen/bench").absolute()
-MONTHS = ("2013-01", "2013-02", "2013-03")
+MONTHS = ("2013-01", "2013-02")
 
 
 def dataset() -> dict[str, Path]:

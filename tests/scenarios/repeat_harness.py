@@ -40,7 +40,9 @@ LIMIT = 60.0
 BUDGET = 420.0
 #: When to kill, as shares of the time, and of the writes, that the first execution needed.
 OF_TIME = (0.2, 0.5, 0.8)
-OF_WRITES = (0.25, 0.5, 0.75, 1.0)
+OF_WRITES = (0.25, 0.5, 0.75, 0.875, 1.0)  # towards the end, results are put in place
+#: A task that takes so many seconds is killed in time and at its last write only.
+LONG = 4.0
 #: How often a moment that came too late is brought forward.
 TRIES = 4
 PARAMS = {"reason": "the repeat test", "tune": True}
@@ -244,7 +246,8 @@ def moments(first: Ending) -> Iterator[Moment]:
     """When to kill a task of which one execution is known."""
     for share in OF_TIME:
         yield Moment(f"a kill at {share:.0%} of its time", seconds=share * first.seconds)
-    for number in sorted({round(share * first.writes) for share in OF_WRITES} - {0}):
+    shares = OF_WRITES if first.seconds < LONG else OF_WRITES[-1:]
+    for number in sorted({round(share * first.writes) for share in shares} - {0}):
         yield Moment(f"a kill at write {number} of {first.writes}", write=number)
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,8 @@ def begin(folder: Path, dag_id: str, home: Path) -> str:
         raise _BegunError
 
     with suppress(_BegunError), _deployed(folder, home), _created("asset_triggered", stop):
-        _dag(folder, dag_id).test(logical_date=None)
+        # With a date: `DAG.test` deletes an undated run of the DAG before it makes another one.
+        _dag(folder, dag_id).test(logical_date=datetime(2000, 1, 1, tzinfo=UTC))
     return created[0]
 
 
@@ -93,6 +94,8 @@ def _deployed(folder: Path, home: Path) -> Iterator[None]:
     }
     _migrate()
     with patch.dict(os.environ, settings):
+        # MLflow leaves there what it was last pointed at; another project's, by now.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         yield
 
 
@@ -144,4 +147,7 @@ def _task_logs() -> Iterator[dict[str, list[str]]]:
         event = str(entry["event"])
         if marked := re.match(r"\[DAG TEST\] (starting|end task) task_id=(\S+)", event):
             task = marked[2] if marked[1] == "starting" else ""
-        found[task] += [event, *(str(entry[key]) for key in ("reason", "exception") if key in entry)]
+        found[task] += [
+            event,
+            *(str(entry[key]) for key in ("reason", "exception") if key in entry),
+        ]

@@ -28,7 +28,9 @@ def test_a_retyped_column_blocks_until_the_file_is_mended(project: Project) -> N
     """Then the new revision is trained on, without the rows that are set aside."""
     february = month("2024-02")
     project.ingest(m2024_02=february.assign(signal=february["signal"].astype(str)))
-    assert_refused(project, project.retrain(), "validate_data", "column signal: string, allowed double")
+    assert_refused(
+        project, project.retrain(), "validate_data", "column signal: string, allowed double"
+    )
     assert project.retrain().states["extract"] == "skipped"
     assert project.champion() == "1"
 
@@ -51,7 +53,9 @@ def test_a_retyped_column_blocks_until_the_file_is_mended(project: Project) -> N
 
 def test_one_class_only_is_nothing_to_learn(empty: Project) -> None:
     empty.ingest(m2024_01=month("2024-01").assign(late=0.0))
-    assert_refused(empty, empty.retrain(), "validate_data", "classes of late: 1: 0, allowed exactly 2")
+    assert_refused(
+        empty, empty.retrain(), "validate_data", "classes of late: 1: 0, allowed exactly 2"
+    )
     assert (empty.champion(), empty.versions()) == (None, {})
 
 

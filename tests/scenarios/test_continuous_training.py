@@ -130,4 +130,6 @@ def _evidence(project: Project) -> dict[str, str]:
     from evergreen.ledger.tables import SignalRow
 
     with project.workspace.ledger.read() as session:
-        return dict(session.scalars(select(SignalRow).where(SignalRow.cause == "manual")).one().evidence)
+        return dict(
+            session.scalars(select(SignalRow).where(SignalRow.cause == "manual")).one().evidence
+        )

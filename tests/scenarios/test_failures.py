@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from evergreen.lifecycle import connection
@@ -10,11 +12,7 @@ from tests.scenarios.project import Project, month
 pytestmark = pytest.mark.dags
 
 BROKEN = {
-    "no such module": (
-        "sklearn.nowhere.Classifier",
-        "",
-        "No module named 'sklearn.nowhere'",
-    ),
+    "no such module": ("sklearn.nowhere.Classifier", "", "No module named 'sklearn.nowhere'"),
     "no estimator": ("collections.OrderedDict", "", "holds no estimator class OrderedDict"),
     "a function that makes none": (
         "training:build",
@@ -50,7 +48,8 @@ def test_mlflow_is_away_for_a_while(project: Project, monkeypatch: pytest.Monkey
     """Retries, then a failed run that gives its signals back; the next one trains."""
     project.ingest(m2024_02=month("2024-02"))
     with monkeypatch.context() as away:
-        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        server = {"conn_type": "http", "host": "http://127.0.0.1:9"}
+        away.setenv("AIRFLOW_CONN_EVERGREEN_MLFLOW", json.dumps(server))
         away.setattr(connection, "PATIENCE", 0.1)
         run = project.retrain()
     assert (run.state, run.states["train"], run.tries["train"]) == ("failed", "failed", 3)

@@ -33,7 +33,10 @@ def test_a_regression_with_lightgbm(tmp_path: Path) -> None:
     assert (run.state, project.last("outcome").outcome) == ("success", "promoted"), run.logs
     assert "better than naive (mean)" in run.logs["gate"]
     project.ingest(m2024_02=prices("2024-02"))
-    assert "scored 2024-02: 800 rows by version 1; mean_absolute_error" in project.score().logs["score"]
+    assert (
+        "scored 2024-02: 800 rows by version 1; mean_absolute_error"
+        in project.score().logs["score"]
+    )
 
 
 def test_several_classes_and_a_category_nobody_has_seen(tmp_path: Path) -> None:
@@ -49,7 +52,9 @@ def test_several_classes_and_a_category_nobody_has_seen(tmp_path: Path) -> None:
     def kinds(key: str) -> pd.DataFrame:
         rows = month(key).drop(columns=["late", "label_timestamp"])
         colours = np.array(["red", "green", "blue"])[rows["row"] % 3]
-        answers = np.where(rows["signal"] > 0.5, "high", np.where(rows["signal"] < -0.5, "low", "mid"))
+        answers = np.where(
+            rows["signal"] > 0.5, "high", np.where(rows["signal"] < -0.5, "low", "mid")
+        )
         return rows.assign(colour=colours, answer=answers)
 
     project.ingest(m2024_01=kinds("2024-01"))

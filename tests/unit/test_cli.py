@@ -51,7 +51,11 @@ def test_status_says_what_is_live_and_why() -> None:
     assert shown.exit_code == 0
     assert "version 1 is live because: there is no champion; the candidate beats" in shown.output
     found = json.loads(run.invoke(app, ["status", "example", "--json"]).output)[0]
-    assert (found["version"], found["promotion"], found["last_scored"]) == ("1", "complete", "2013-01-03")
+    assert (found["version"], found["promotion"], found["last_scored"]) == (
+        "1",
+        "complete",
+        "2013-01-03",
+    )
     assert found["open_signals"] == ["new_data"]
 
 
@@ -91,7 +95,10 @@ def test_a_stage_runs_in_the_foreground_and_promotes_nothing() -> None:
     ],
 )  # fmt: skip
 def test_an_error_is_a_sentence_and_no_stack_trace(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.argv", ["evergreen", *arguments])
     with pytest.raises(SystemExit) as ended:

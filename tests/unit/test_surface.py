@@ -69,7 +69,9 @@ def test_operators_say_what_they_take() -> None:
         parameters = inspect.signature(operator.__init__).parameters
         for field in operator.template_fields:
             assert field in parameters
-            assert f":param {field}:" in (operator.__doc__ or ""), f"{name} doesn't document {field}"
+            assert f":param {field}:" in (operator.__doc__ or ""), (
+                f"{name} doesn't document {field}"
+            )
 
 
 def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:

@@ -83,12 +83,35 @@ def declared_models(models: Path, dag_id: str | None = None) -> Iterator[Declara
 
     :param models: the folder with one folder a model.
     :param dag_id: a DAG id ``<model>.<family>``; the others' files aren't read then.
-    :raises DeclarationError: for the first model file that can't be used.
+    :raises DeclarationError: once the others are yielded, for all model files that can't be used.
     """
     wanted = dag_id.split(".")[0] if dag_id else None
+    problems = []
     for file in model_files(models):
         if wanted is None or file.parent.name == wanted:
-            yield read_declaration(file)
+            try:
+                declaration = read_declaration(file)
+            except DeclarationError as error:
+                problems.append(str(error))
+            else:
+                yield declaration
+    if problems:
+        raise DeclarationError("\n".join(problems))
+
+
+def usable_models(models: Path, dag_id: str | None = None) -> Iterator[Declaration]:
+    """Yield as `declared_models`, but leave models out whose file can't be used.
+
+    Airflow drops every DAG of a file that has an import error. So a DAG file yields what it can,
+    and ``dags/declarations.py`` has the error.
+
+    :raises DeclarationError: for the one model whose DAG is being run.
+    """
+    try:
+        yield from declared_models(models, dag_id)
+    except DeclarationError:
+        if dag_id is not None:
+            raise
 
 
 def _explain(file: Path, text: str, error: ValidationError) -> str:

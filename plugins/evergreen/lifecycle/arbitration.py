@@ -177,7 +177,8 @@ def _decide_now(
     moment = as_of or records.watermark(session, model) or EPOCH
     last = records.sequence(session, model)
     past = records.retrains(session, model)
-    kept = [r for r in past if not _was_lost(session, r)]
+    kept = [r for r in past if not _ended(session, r, *records.LOST)]
+    learned = [r for r in kept if not _ended(session, r, "refused")]  # nothing came of the others
     if manual is not None:
         records.raise_signal(session, model, "manual", run_id, moment, manual)
     _raise_schedule(session, declaration, moment, kept)
@@ -185,8 +186,8 @@ def _decide_now(
     situation = Situation(
         as_of=moment,
         causes=frozenset(s.cause for s in signals),
-        new_rows=_new_rows(session, model, moment, last, kept),
-        trained=sorted(r.as_of for r in kept),
+        new_rows=_new_rows(session, model, moment, last, learned),
+        trained=sorted(r.as_of for r in learned),
         spent=sorted(r.as_of for r in past if r.cause != "manual"),
         in_flight=[r.run_id for r in records.in_flight(session, model)],
     )
@@ -227,9 +228,9 @@ def _close_ended(session: Session, model: str, run_state: Callable[[str], str | 
             )
 
 
-def _was_lost(session: Session, decision: DecisionRow) -> bool:
+def _ended(session: Session, decision: DecisionRow, *outcomes: str) -> bool:
     outcome = records.outcome_of(session, decision.id)
-    return outcome is not None and outcome.outcome in records.LOST
+    return outcome is not None and outcome.outcome in outcomes
 
 
 def _raise_schedule(
@@ -247,7 +248,7 @@ def _raise_schedule(
 
 
 def _new_rows(
-    session: Session, model: str, as_of: datetime, last: int, kept: Sequence[DecisionRow]
+    session: Session, model: str, as_of: datetime, last: int, learned: Sequence[DecisionRow]
 ) -> int:
     """Labelled rows known by ``as_of`` that were not known at the last training."""
 
@@ -260,7 +261,7 @@ def _new_rows(
             if datetime.fromisoformat(end) <= moment
         )
 
-    before = matured(kept[0].as_of, kept[0].sequence) if kept else 0
+    before = matured(learned[0].as_of, learned[0].sequence) if learned else 0
     return matured(as_of, last) - before
 
 

@@ -19,6 +19,7 @@ from evergreen.lifecycle.estimators import trusted_types
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
     from mlflow.models import Model
 
@@ -36,14 +37,33 @@ def find_logged_model(workspace: Workspace, run_id: str, name: str = "model") ->
             (m for m in found if m.status == "READY"), key=lambda m: m.creation_timestamp
         )
         for leftover in [m for m in found if m not in ready] + ready[1:]:
-            mlflow.delete_logged_model(leftover.model_id)
+            _discard(mlflow, leftover)
+        if ready:
+            _link(mlflow, run_id, ready[0].model_id)
         return ready[0] if ready else None
 
 
 def delete_logged_model(workspace: Workspace, model_id: str) -> None:
     """Delete a logged model that isn't the one its run should hold."""
     with session(workspace) as mlflow:
-        mlflow.delete_logged_model(model_id)
+        _discard(mlflow, mlflow.get_logged_model(model_id))
+
+
+def _link(mlflow: MlflowClient, run_id: str, model_id: str) -> None:
+    """Show a logged model at its run; only once it is READY, for a link can't be taken back."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = mlflow.get_run(run_id).outputs
+    if model_id not in {o.model_id for o in (outputs.model_outputs if outputs else ())}:
+        mlflow.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _discard(mlflow: MlflowClient, model: LoggedModel) -> None:
+    """Delete a logged model's files, then the model: MLflow alone would only mark it as deleted."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(model.artifact_location).delete_artifacts()
+    mlflow.delete_logged_model(model.model_id)
 
 
 def log_model(
@@ -64,7 +84,6 @@ def log_model(
     :returns: its URI, ``models:/m-…``.
     """
     import mlflow.sklearn
-    from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     with warnings.catch_warnings():  # MLflow warns of its own type hints when it is first loaded
@@ -83,8 +102,8 @@ def log_model(
         folder = f"{aside}/model"
         mlflow.sklearn.save_model(estimator, folder, mlflow_model=model, **save)
         there.log_model_artifacts(logged.model_id, folder)
-        there.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         there.finalize_logged_model(logged.model_id, "READY")
+        _link(there, run_id, logged.model_id)
     return f"models:/{logged.model_id}"
 
 

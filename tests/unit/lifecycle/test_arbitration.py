@@ -205,11 +205,20 @@ def test_a_run_that_failed_and_was_cleared_counts_as_what_it_became(workspace: W
 def test_only_rows_that_matured_since_the_last_training_count(workspace: Workspace) -> None:
     land(workspace, "2013-01-01", rows=150)
     ask(workspace, "run 1")
-    conclude(declared(), workspace, "run 1", refused="for the test")
+    conclude(declared(), workspace, "run 1", declined="for the test")
     land(workspace, "2013-01-02", rows=60)
     later = ask(workspace, "run 2", as_of=datetime(2013, 3, 1, tzinfo=UTC))
     assert later.action == "suppress"
     assert "60 labels matured" in later.reasons[0]
+
+
+def test_a_refused_run_was_no_training(workspace: Workspace) -> None:
+    """Its rows still wait to be learned from, and it starts no cooldown."""
+    land(workspace, "2013-01-01", rows=150)
+    ask(workspace, "run 1")
+    conclude(declared(), workspace, "run 1", refused="data is blocked")
+    land(workspace, "2013-01-02", rows=60)
+    assert ask(workspace, "run 2").action == "retrain"
 
 
 def test_without_data_nothing_is_decided(workspace: Workspace) -> None:

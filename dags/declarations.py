@@ -1,0 +1,13 @@
+"""No DAG: this file's import error in Airflow's UI is what is wrong with broken model files.
+
+It is apart from the DAG files because an import error takes all DAGs of its file with it.
+"""
+
+from pathlib import Path
+
+from evergreen.declaration import declared_models
+
+MODELS = Path(__file__).parents[1] / "include" / "models"
+
+for _model in declared_models(MODELS):
+    pass
