@@ -99,7 +99,7 @@ def stage(
 
     moment = as_of if as_of.tzinfo else as_of.astimezone()
     for line in run_stage(name, _declared(models, model), Workspace.from_environment(), moment):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

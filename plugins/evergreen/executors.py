@@ -126,6 +126,9 @@ class WarmLocalExecutor(LocalExecutor):
         """Import the lifecycle and its vendors, then fork the workers."""
         if self.is_mp_using_fork:
             began = perf_counter()
+            # OpenMP reads it once, when it is loaded here: threads of the tasks side by side that
+            # spin while they wait take each other's cores, and a fit more than twice the CPU time.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             modules = [*PRELOAD, *lifecycle_modules()]
             skipped = preload(modules)
             # Freed garbage would leave holes in pages that parent and child share. LocalExecutor

@@ -47,7 +47,12 @@ def own_airflow(workspace: Workspace, project: Path, port: int = 0) -> Standalon
         dags=project / "dags",
         plugins=project / "plugins",
         port=port,
-        extra={"EVERGREEN_HOME": str(workspace.home)},
+        extra={  # all of it: the tasks must not take a place from the caller's environment
+            "EVERGREEN_HOME": str(workspace.home),
+            "EVERGREEN_LEDGER_URL": workspace.ledger.url.render_as_string(hide_password=False),
+            "EVERGREEN_STORE_URI": workspace.store.root,
+            "MLFLOW_TRACKING_URI": workspace.tracking_uri,
+        },
     )
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from evergreen.declaration import Declaration, read_declaration
 from evergreen.ledger import records
-from evergreen.lifecycle import tracking
+from evergreen.lifecycle import connection, tracking
 from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.workspace import Workspace
 from tests.scenarios.runs import Run, begin, run_dag
@@ -164,7 +164,7 @@ class Project:
 
     def versions(self) -> dict[str, dict[str, str]]:
         """MLflow's registered versions → tags."""
-        with tracking.session(self.workspace) as mlflow:
+        with connection.session(self.workspace) as mlflow:
             found = mlflow.search_model_versions(f"name = '{self.name}'")
         return {str(version.version): dict(version.tags) for version in found}
 

@@ -6,6 +6,8 @@ stages need, never uses it, and forks a child for each execution, as Airflow's w
 
 Which tasks there are, in which order and with which inputs, the DAG files say, so there is no
 list of operators here. A line a task goes to stdout, the whole report to ``FOLDER/report.json``.
+
+Longer than most: what is forked, killed and compared is read best in one place.
 """
 
 from __future__ import annotations
@@ -141,9 +143,10 @@ class Life:
 
     def whole(self, dag: DAG, task: StageOperator, day: str) -> Ending:
         """Execute a task to its end, and remember what it said."""
-        ending = self.said[dag.dag_id, task.task_id] = self.execute(dag, task, day)
+        ending = self.execute(dag, task, day)
         if ending is None:
             raise RuntimeError(f"{task.task_id} was killed by someone else")
+        self.said[dag.dag_id, task.task_id] = ending
         return ending
 
     def _execute(self, dag: DAG, task: StageOperator, day: str, writes: list[str]) -> Ending:

@@ -94,8 +94,6 @@ def _deployed(folder: Path, home: Path) -> Iterator[None]:
     }
     _migrate()
     with patch.dict(os.environ, settings):
-        # MLflow leaves there what it was last pointed at; another project's, by now.
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
         yield
 
 

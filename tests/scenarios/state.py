@@ -7,6 +7,8 @@ measured. Everything left out is named in this module, with its reason.
 
 Only bytes, JSON and SQLite are read here: the process that compares states also forks, so it must
 not start a library's threads.
+
+Longer than most: each exemption stands with its reason, in the one place that makes them.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evergreen.lifecycle.contracts import FeatureSet
 from tests.scenarios.project import Project, month
 from tests.scenarios.runs import Run
 

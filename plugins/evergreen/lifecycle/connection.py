@@ -27,6 +27,9 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+#: Where MLflow writes down what it was pointed at, for children to inherit. A workspace made next,
+#: here or in a child, would take that for its own declared address.
+_LEFT_BEHIND = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _BROKEN = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
 
@@ -50,8 +53,11 @@ def client(workspace: Workspace) -> MlflowClient:
     with unavailable("MLflow", address(uri), *_unreachable()):
         _answers(uri, os.getpid())
     if mlflow.get_tracking_uri() != uri or mlflow.get_registry_uri() != uri:
+        found = {name: os.environ.get(name) for name in _LEFT_BEHIND}
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
+        for name, value in found.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -1,0 +1,101 @@
+"""A person stands between gate and promotion: a real Airflow waits, and does what was answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evergreen import keeper
+from evergreen.airflow_client import AirflowClient
+from evergreen.lifecycle.arbitration import arbitrate
+from evergreen.lifecycle.ingestion import ingest
+from evergreen.standalone import Standalone
+from tests.scenarios.project import Project, month
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PLUGINS = Path(keeper.__file__).parents[1]
+DAG_ID = "example.retrain"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """January is registered, and a retrain was decided on in a run that Airflow never heard of."""
+    folder = tmp_path_factory.mktemp("approval")
+    project = Project.create(folder / "project", gate={"approval": "always"})
+    Project(project.folder, "broken").declare(owner={"name": "nobody"})
+    project.land(m2024_01=month("2024-01"))
+    ingest(project.declaration, project.workspace, datetime(2024, 2, 1, tzinfo=UTC))
+    arbitrate(project.declaration, project.workspace, run_id="deleted")
+    return project
+
+
+@pytest.fixture(scope="module")
+def airflow(project: Project) -> Iterator[AirflowClient]:
+    """An Airflow of that project."""
+    extra = {"EVERGREEN_HOME": str(project.home)}
+    home = project.folder / "airflow"
+    with (
+        Standalone(home, dags=project.folder / "dags", plugins=PLUGINS, extra=extra) as running,
+        running.client() as client,
+    ):
+        client.wait_for_dag(DAG_ID, 120)
+        yield client
+
+
+def answered(airflow: AirflowClient, run_id: str, option: str) -> dict[str, Any]:
+    """Start a retrain by hand, answer when it asks, and wait for its end: task → state."""
+    airflow.trigger(DAG_ID, run_id, {"reason": f"to see {option}"})
+    deadline = time.monotonic() + 240
+    while (states := states_of(airflow, run_id)).get("approve") != "awaiting_input":
+        assert time.monotonic() < deadline, states
+        assert not {"failed", "upstream_failed"} & set(states.values()), states
+        time.sleep(0.5)
+    assert states["promote"] not in {"success", "skipped"}
+    airflow.answer(DAG_ID, run_id, "approve", option)
+    assert airflow.wait_for_run(DAG_ID, run_id, 120)["state"] == "success"
+    return states_of(airflow, run_id)
+
+
+def states_of(airflow: AirflowClient, run_id: str) -> dict[str, str]:
+    """Task → state."""
+    return {it["task_id"]: it["state"] for it in airflow.task_instances(DAG_ID, run_id)}
+
+
+def test_a_broken_model_is_reported_and_the_other_has_its_dags(airflow: AirflowClient) -> None:
+    (error,) = airflow.import_errors()
+    assert error["filename"] == "declarations.py"
+    assert "broken/model.yaml" in error["stack_trace"]
+    assert [dag["dag_id"] for dag in airflow.dags("example.")] == [
+        "example.ingest",
+        DAG_ID,
+        "example.score",
+    ]
+
+
+def test_no_means_no_and_yes_means_live(airflow: AirflowClient, project: Project) -> None:
+    """The first of the two also finds that the run in flight is gone, and closes its decision."""
+    states = answered(airflow, "no", "Reject")
+    assert (states["approve"], states["promote"], states["conclude"]) == (
+        "success",
+        "skipped",
+        "success",
+    )
+    decision, outcome = project.last("decision"), project.last("outcome")
+    assert (decision.run_id, decision.cause) == ("no", "manual")
+    assert (outcome.outcome, outcome.detail) == ("declined", "declined by admin")
+    assert (project.last("verdict").promotes, project.last("promotion")) == (True, None)
+    assert (project.champion(), project.versions()) == (None, {})
+
+    lost = project.history()[0]
+    assert (lost["decision"].run_id, lost["outcome"].outcome) == ("deleted", "failed")
+    assert lost["outcome"].detail.endswith("(Airflow says: gone)")
+
+    states = answered(airflow, "yes", "Approve")
+    assert (states["approve"], states["promote"]) == ("success", "success")
+    assert (project.last("outcome").outcome, project.champion()) == ("promoted", "1")
