@@ -1,6 +1,6 @@
 """What the measurements run on: the flight model of this repository, month by month.
 
-The raw tables are made once below `FOLDER`, which is the folder of one `make bench`.
+`FOLDER` is that of one measurement; the raw tables are made once for all of them, beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "flight_delay"
 MODEL_FOLDER = REPOSITORY / "include" / "models" / MODEL
-FOLDER = Path(os.environ.get("EVERGREEN_BENCH_FOLDER") or ".evergreen/bench").absolute()
-MONTHS = ("2013-01", "2013-02")
+FOLDER = Path(os.environ["EVERGREEN_BENCH_FOLDER"])
+MONTHS = ("2013-01", "2013-02", "2013-03")
 
 
 def dataset() -> dict[str, Path]:
     """The raw tables, ``flights`` and ``weather``, as files."""
-    folder = FOLDER / "dataset"
+    folder = FOLDER.parent / "dataset"
     paths = {name: folder / f"{name}.parquet" for name in ("flights", "weather")}
     if not all(path.exists() for path in paths.values()):
         runpy.run_path(str(MODEL_FOLDER / "dataset.py"))["write"](folder)

@@ -30,7 +30,7 @@ def measure() -> Iterator[Figure]:
     for metric in ("log_loss", "roc_auc"):
         for rows in ROWS:
             data = answers(rows)
-            bounded = metric in {"log_loss"} or rows * RESAMPLES <= OURS
+            bounded = metric == "log_loss" or rows * RESAMPLES <= OURS
             resamples = RESAMPLES if bounded else max(20, OURS // rows)
             ours = bootstrap(metric, data, resamples)
             plain = loop(metric, data, min(200, max(4, LOOP // rows)))

@@ -22,8 +22,24 @@ ROUNDS = 5
 #: Number of models → seconds that parsing may take.
 TARGETS = {1: 0.15, 100: 1.5}
 LIBRARIES = frozenset(
-    "duckdb evidently feast great_expectations ibis lightgbm matplotlib mlflow numpy pandas plotly "
-    "pyarrow scipy skops sklearn xgboost".split()
+    [
+        "duckdb",
+        "evidently",
+        "feast",
+        "great_expectations",
+        "ibis",
+        "lightgbm",
+        "matplotlib",
+        "mlflow",
+        "numpy",
+        "pandas",
+        "plotly",
+        "pyarrow",
+        "scipy",
+        "skops",
+        "sklearn",
+        "xgboost",
+    ]
 )
 
 

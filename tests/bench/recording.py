@@ -21,9 +21,27 @@ from typing import Any
 from evergreen.executors import WarmLocalExecutor
 
 FILE = "EVERGREEN_BENCH_IMPORTS"
+#: Seconds from which on an import is worth preloading.
+COSTLY = 0.01
 VENDORS = frozenset(
-    "alembic duckdb evidently feast great_expectations ibis matplotlib mlflow numpy pandas plotly "
-    "pyarrow scipy skops sklearn sqlalchemy".split()
+    [
+        "alembic",
+        "duckdb",
+        "evidently",
+        "feast",
+        "great_expectations",
+        "ibis",
+        "matplotlib",
+        "mlflow",
+        "numpy",
+        "pandas",
+        "plotly",
+        "pyarrow",
+        "scipy",
+        "skops",
+        "sklearn",
+        "sqlalchemy",
+    ]
 )
 
 
@@ -74,10 +92,9 @@ def recorded(file: Path) -> list[Import]:
 
 
 def named(imports: Iterable[Import]) -> str:
-    """The costly imports in words: those of vendors, and what took 5 ms and more."""
-    worth = [it for it in imports if it.vendors or it.seconds >= 0.005]
-    worth.sort(key=lambda it: -it.seconds)
-    return ", ".join(f"{it.name} {1000 * it.seconds:.0f} ms" for it in worth[:8]) or "none"
+    """The imports that are worth a word, the costliest first."""
+    worth = sorted((it for it in imports if it.seconds >= COSTLY), key=lambda it: -it.seconds)
+    return ", ".join(f"{it.name} {1000 * it.seconds:.0f} ms" for it in worth[:8])
 
 
 def _append(file: Path, noted: Import) -> None:

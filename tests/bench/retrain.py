@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from pathlib import Path
 
 from evergreen.airflow_client import AirflowClient, Json
 from evergreen.standalone import Standalone

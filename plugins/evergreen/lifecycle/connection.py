@@ -56,8 +56,11 @@ def client(workspace: Workspace) -> MlflowClient:
         found = {name: os.environ.get(name) for name in _LEFT_BEHIND}
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        for name, value in found.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        for name, before in found.items():
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

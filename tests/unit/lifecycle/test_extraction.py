@@ -81,7 +81,7 @@ def test_excluded_partitions_are_left_out(tmp_path: Path) -> None:
 def test_no_matured_label_is_refused_with_the_numbers(tmp_path: Path) -> None:
     life = Life.begin(tmp_path)
     life.land(1, late=float("nan"))
-    with pytest.raises(DataBlockedError, match="none of 200 rows has a label .* 200 never"):
+    with pytest.raises(DataBlockedError, match=r"none of 200 rows has a label .* 200 never"):
         cut(life)
 
 

@@ -1,7 +1,5 @@
 """A promotion happens once, against the champion it was judged against, or not at all."""
 
-from pathlib import Path
-
 import pytest
 
 from evergreen.errors import ConflictError
@@ -17,7 +15,9 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     life = Life.begin(
         tmp_path_factory.mktemp("life"),
         gate={
-            **{"resamples": 400, "latency_p95_ms": 5000, "memory_mb": 8000},
+            "resamples": 400,
+            "latency_p95_ms": 5000,
+            "memory_mb": 8000,
             "promote_when": "non_inferior",
             "margin": 5.0,
         },

@@ -1,7 +1,5 @@
 """A partition is answered by the version that was live when it began; a repeat replaces."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
