@@ -8,30 +8,33 @@ FILE`` writes the figures.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+Json = dict[str, Any]
+
 REPOSITORY = Path(__file__).parents[2]
 #: Measurement → the seconds it may take; six minutes together.
-MEASUREMENTS = {"parsing": 40, "retrain": 190, "joining": 50, "gating": 50, "validation": 30}
+MEASUREMENTS = {"parsing": 25, "retrain": 220, "joining": 50, "gating": 40, "validation": 25}
+#: Seconds that a measurement gets to end what it has started.
+GRACE = 25
 ENVIRONMENT = {
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
 
@@ -41,71 +44,73 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
-    console, taken, complete = Console(), {}, True
+    console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table(title=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     for heading in ("", "measured", "at most", "from"):
         table.add_column(heading, justify="right" if heading in {"measured", "at most"} else "left")
-    for name in options.only or MEASUREMENTS:
-        with console.status(f"measuring {name}, at most {MEASUREMENTS[name]} s"):
-            figures, problem = measure(name, MEASUREMENTS[name])
-        table.add_section()
-        table.add_row(f"[bold]{name}[/]", "", "", problem and f"[red]{problem}[/]")
-        for figure in figures:
-            table.add_row(*cells(figure))
-        taken[name], complete = figures, complete and not problem
+    taken: dict[str, list[Json]] = {}
+    complete = True
+    with tempfile.TemporaryDirectory(prefix="evergreen-bench-", ignore_cleanup_errors=True) as temp:
+        for name in options.only or MEASUREMENTS:
+            with console.status(f"measuring {name}, at most {MEASUREMENTS[name]} s"):
+                figures, problem = measure(name, Path(temp, name))
+            table.add_section()
+            table.add_row(f"[bold]{name}[/]", "", "", problem and f"[red]{problem}[/]")
+            for figure in figures:
+                table.add_row(*cells(figure))
+            taken[name], complete = figures, complete and not problem
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(taken, indent=1) + "\n")
     return 0 if complete else 1
 
 
-def measure(name: str, seconds: float) -> tuple[list[dict[str, Any]], str]:
-    """Take one measurement; its figures, or why there are none."""
-    with tempfile.TemporaryDirectory(prefix="evergreen-bench-", ignore_cleanup_errors=True) as temp:
-        folder = Path(temp)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "EVERG"))}
-        places = {
-            "AIRFLOW_HOME": f"{folder}/airflow",
-            "EVERGREEN_BENCH_FOLDER": temp,
-            "EVERGREEN_BENCH_DEADLINE": str(time.time() + seconds),
-            "TMPDIR": temp,
-        }
-        command = [sys.executable, "-m", "tests.bench.figures", name, f"{folder}/figures.json"]
-        with (folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env=inherited | ENVIRONMENT | places,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            problem = finish(process, seconds)
-        figures = folder / "figures.json"
-        if process.returncode == 0 and figures.exists():
-            return json.loads(figures.read_text()), ""
-        last = (folder / "log.txt").read_text(errors="replace").splitlines()[-1:]
-        return [], problem or f"failed: {''.join(last)}"
+def measure(name: str, folder: Path) -> tuple[list[Json], str]:
+    """Take one measurement below ``folder``; its figures, or why there are none."""
+    folder.mkdir()
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "EVERGREEN"))}
+    places = {
+        "AIRFLOW_HOME": f"{folder}/airflow",
+        "EVERGREEN_BENCH_FOLDER": str(folder),
+        "TMPDIR": str(folder),
+    }
+    answer, said = folder / "figures.json", folder / "log.txt"
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.figures", name, str(answer)],
+            cwd=REPOSITORY,
+            env=inherited | ENVIRONMENT | places,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        in_time = finish(process, MEASUREMENTS[name])
+    if not in_time:
+        return [], f"not done within {MEASUREMENTS[name]} s"
+    if process.returncode:
+        return [], f"failed: {''.join(said.read_text(errors='replace').splitlines()[-1:])}"
+    figures: list[Json] = json.loads(answer.read_text())
+    return figures, ""
 
 
-def finish(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait; end the process and its children after ``seconds``, and say so."""
+def finish(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a process, at most so many seconds; whatever happens, nothing of it stays."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        return f"not done within {seconds:g} s"
+        return False
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return ""
+        for end in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, end)
+                process.wait(GRACE)
+    return True
 
 
-def cells(figure: dict[str, Any]) -> tuple[str, str, str, str]:
+def cells(figure: Json) -> tuple[str, str, str, str]:
     """A figure as a row: green when it keeps its target, red when it doesn't."""
     value, unit, target = figure["value"], figure["unit"], figure["target"]
-    digits = {"s": 2, "": 0, "ms": 0, "×": 0, "%": 0}[unit]
-    shown = f"{value:,.{digits}f} {unit}".rstrip()
+    shown = f"{value:,.{2 if unit == 's' else 0}f} {unit}".rstrip()
     if target is None:
         return figure["name"], shown, "", figure["detail"]
     colour = "green" if value <= target else "red"

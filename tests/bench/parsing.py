@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from runpy import run_path
@@ -22,34 +23,19 @@ ROUNDS = 5
 #: Number of models → seconds that parsing may take.
 TARGETS = {1: 0.15, 100: 1.5}
 LIBRARIES = frozenset(
-    [
-        "duckdb",
-        "evidently",
-        "feast",
-        "great_expectations",
-        "ibis",
-        "lightgbm",
-        "matplotlib",
-        "mlflow",
-        "numpy",
-        "pandas",
-        "plotly",
-        "pyarrow",
-        "scipy",
-        "skops",
-        "sklearn",
-        "xgboost",
-    ]
+    {"duckdb", "evidently", "feast", "great_expectations", "ibis", "lightgbm", "matplotlib"}
+    | {"mlflow", "numpy", "pandas", "plotly", "pyarrow", "scipy", "skops", "sklearn", "xgboost"}
 )
 
 
 def measure() -> Iterator[Figure]:
     """Seconds for each number of models, and the ML libraries that were imported."""
     import_module("airflow.sdk")
-    bare, found = set(sys.modules), set()
+    bare = set(sys.modules)
+    found: set[str] = set()
     for models, target in TARGETS.items():
         dags = project(models)
-        rounds = [in_child(lambda dags=dags: parse(dags)) for _ in range(ROUNDS)]
+        rounds = [in_child(partial(parse, dags)) for _ in range(ROUNDS)]
         seconds = [taken for taken, _ in rounds]
         found.update(*(modules for _, modules in rounds))
         spread = f"best of {ROUNDS}, worst {max(seconds):.2f} s"

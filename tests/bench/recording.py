@@ -7,7 +7,7 @@ so that is where time is taken. Processes forked later keep noting, into the sam
 
 from __future__ import annotations
 
-import importlib._bootstrap as importer
+import importlib._bootstrap
 import json
 import os
 import sys
@@ -19,30 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.executors import WarmLocalExecutor
+from tests.bench.parsing import LIBRARIES
 
+importer: Any = importlib._bootstrap
 FILE = "EVERGREEN_BENCH_IMPORTS"
 #: Seconds from which on an import is worth preloading.
 COSTLY = 0.01
-VENDORS = frozenset(
-    [
-        "alembic",
-        "duckdb",
-        "evidently",
-        "feast",
-        "great_expectations",
-        "ibis",
-        "matplotlib",
-        "mlflow",
-        "numpy",
-        "pandas",
-        "plotly",
-        "pyarrow",
-        "scipy",
-        "skops",
-        "sklearn",
-        "sqlalchemy",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -61,9 +43,9 @@ class Import:
     modules: tuple[str, ...]
 
     @property
-    def vendors(self) -> set[str]:
-        """The vendors among what was brought, by their top-level names."""
-        return {module.partition(".")[0] for module in self.modules} & VENDORS
+    def libraries(self) -> set[str]:
+        """The ML libraries among what was brought."""
+        return {module.partition(".")[0] for module in self.modules} & LIBRARIES
 
 
 def record(file: Path) -> None:
@@ -113,4 +95,4 @@ class RecordingExecutor(WarmLocalExecutor):
     def _spawn_worker(self) -> None:
         if importer._find_and_load.__name__ != "timed":
             record(Path(os.environ[FILE]))
-        super()._spawn_worker()
+        super()._spawn_worker()  # type: ignore[no-untyped-call]

@@ -54,7 +54,8 @@ class Script:
 
     def run(self) -> Iterator[tuple[str, float]]:
         """Execute every task that isn't skipped; yield its id and its seconds."""
-        for task in self.dag.topological_sort():
+        tasks = self.dag.topological_sort()  # type: ignore[no-untyped-call]
+        for task in tasks:
             if task.task_id not in self.skipped:
                 began = time.perf_counter()
                 self.execute(task.task_id)
@@ -64,8 +65,9 @@ class Script:
         """Execute one task, and keep what it said."""
         from airflow.sdk.bases.operator import ExecutorSafeguard
 
-        task, pushed = self.dag.task_dict[task_id], {}
-        for name in getattr(task, "template_fields", ()):
+        task: Any = self.dag.task_dict[task_id]
+        pushed: Json = {}
+        for name in task.template_fields:
             source = getattr(getattr(task, name, None), "operator", None)
             if source is not None:
                 setattr(task, name, self.said[source.task_id]["return_value"])

@@ -14,7 +14,9 @@ MINUTES = 25
 
 
 @pytest.fixture(scope="module")
-def year(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str, Path]:
+def year(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> tuple[list[dict[str, Any]], str, Path]:
     """The report, what was printed, and the demo's home."""
     folder = tmp_path_factory.mktemp("year")
     report, home = folder / "report.json", folder / "home"
@@ -26,7 +28,10 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]]
         command, capture_output=True, text=True, timeout=MINUTES * 60, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    print(done.stdout)  # noqa: T201 - the figures are what this run is for
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("\n" + done.stdout)  # noqa: T201 - the figures are what this run is for
     return json.loads(report.read_text()), done.stdout, home
 
 
