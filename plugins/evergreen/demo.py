@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
+from rich.markup import escape
 
 from evergreen import views
 from evergreen.declaration import read_declaration
@@ -123,7 +124,7 @@ def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
         )
     for row in rows:
         console.print(
-            f"{row.partition}: {views.coloured(row.verdict)}: {row.reason}",
+            f"{row.partition}: {views.coloured(row.verdict)}: {escape(row.reason)}",
             highlight=False,
             soft_wrap=True,
         )

@@ -74,6 +74,6 @@ def unavailable(what: str, address: str, *causes: type[Exception]) -> Iterator[N
     except causes as error:
         raise UnavailableError(
             f"{what} at {address} can't be reached: {type(error).__name__}: {error}. "
-            "Check that it is up and that the address and its credentials are right; "
+            "Check that it is up and has room, and that address and credentials are right; "
             "the task is retried."
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -54,7 +55,9 @@ def status(console: Console, found: list[dict[str, Any]]) -> None:
     console.print(table)
     for entry in found:
         for line in _remarks(entry):
-            console.print(f"{entry['model']}: {line}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{entry['model']}: {line}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def _remarks(entry: dict[str, Any]) -> Iterator[str]:
@@ -74,34 +77,35 @@ def history(console: Console, entries: list[dict[str, Any]]) -> None:
     if not entries:
         console.print("no decision yet")
     for entry in entries:
-        decision, verdict, promotion = entry["decision"], entry["verdict"], entry["promotion"]
-        lines = [*decision["reasons"]]
-        if verdict:
-            for rule in verdict["rules"]:
-                mark = "[green]pass[/]" if rule["passed"] else "[red]FAIL[/]"
-                lines.append(
-                    f"{mark}  {rule['name']}: {rule['observed']}  [dim](bound: {rule['bound']})[/]"
-                )
-            lines.append(f"verdict {coloured(verdict['verdict'])}: {verdict['reason']}")
-            lines.append(f"[dim]MLflow run {verdict['mlflow_run']}[/]")
-        if promotion:
-            lines.append(
-                f"[green]version {promotion['version']} went live[/], replacing {promotion['replaced'] or 'nothing'}"
-            )
-        elif entry["outcome"]:
-            lines.append(
-                f"outcome {coloured(entry['outcome']['outcome'])}: {entry['outcome']['detail']}"
-            )
-        title = f"{decision['as_of']:%Y-%m-%d}  {coloured(decision['action'])}  {decision['cause'] or ''}"
+        decision = entry["decision"]
+        action, cause = coloured(decision["action"]), decision["cause"] or ""
         console.print(
             Panel(
-                "\n".join(lines),
-                title=title,
+                "\n".join(_told(entry)),
+                title=f"{decision['as_of']:%Y-%m-%d}  {action}  {escape(cause)}",
                 title_align="left",
-                subtitle=decision["run_id"],
+                subtitle=escape(decision["run_id"]),
                 subtitle_align="right",
             )
         )
+
+
+def _told(entry: dict[str, Any]) -> Iterator[str]:
+    """A decision's lines. What people and data wrote is escaped: it may hold brackets."""
+    verdict, promotion, outcome = entry["verdict"], entry["promotion"], entry["outcome"]
+    yield from map(escape, entry["decision"]["reasons"])
+    if verdict:
+        for rule in verdict["rules"]:
+            mark = "[green]pass[/]" if rule["passed"] else "[red]FAIL[/]"
+            found = escape(f"{rule['name']}: {rule['observed']}")
+            yield f"{mark}  {found}  [dim](bound: {escape(rule['bound'])})[/]"
+        yield f"verdict {coloured(verdict['verdict'])}: {escape(verdict['reason'])}"
+        yield f"[dim]MLflow run {escape(verdict['mlflow_run'])}[/]"
+    if promotion:
+        replaced = promotion["replaced"] or "nothing"
+        yield f"[green]version {promotion['version']} went live[/], replacing {replaced}"
+    elif outcome:
+        yield f"outcome {coloured(outcome['outcome'])}: {escape(outcome['detail'])}"
 
 
 def replay_line(row: Any, primary: str, second: str | None) -> str:

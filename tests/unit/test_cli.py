@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evergreen.cli import app, main
+from evergreen.declaration import read_declaration
+from tests.builders import workspace_in
 from tests.lifelike import Life
 
 run = CliRunner()
@@ -69,6 +71,21 @@ def test_history_tells_every_rule() -> None:
     assert entry["promotion"]["version"] == "1"
 
 
+def test_what_people_wrote_is_shown_as_they_wrote_it(home: Path) -> None:
+    from evergreen.lifecycle.arbitration import arbitrate, conclude
+
+    life = Life(read_declaration(home / "models" / "example"), workspace_in(home))
+    assert conclude(life.declaration, life.workspace, "run 1") == "promoted"
+    wish = {"user": "vera", "reason": "[/x] [bold] after review"}
+    arbitrate(life.declaration, life.workspace, run_id="by hand [/y]", manual=wish)
+    conclude(life.declaration, life.workspace, "by hand [/y]", declined="declined [/z]")
+    shown = run.invoke(app, ["history", "example"])
+    assert shown.exit_code == 0
+    for words in ("asked by vera: [/x] [bold] after review", "by hand [/y]", "declined [/z]"):
+        assert words in shown.output
+    assert run.invoke(app, ["status"]).exit_code == 0
+
+
 def test_check_reports_each_file(home: Path, tmp_path: Path) -> None:
     assert "ok" in run.invoke(app, ["check"]).output
     (tmp_path / "example").mkdir()
@@ -79,10 +96,11 @@ def test_check_reports_each_file(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_runs_in_the_foreground_and_promotes_nothing() -> None:
+    before = len(json.loads(run.invoke(app, ["history", "example", "--json"]).output))
     shown = run.invoke(app, ["stage", "arbitrate", "example", "--as-of", "2013-01-04T00:00:00"])
     assert shown.exit_code == 0, shown.output
     assert "decision: SUPPRESS" in shown.output
-    assert len(json.loads(run.invoke(app, ["history", "example", "--json"]).output)) == 1
+    assert len(json.loads(run.invoke(app, ["history", "example", "--json"]).output)) == before
 
 
 @pytest.mark.parametrize(

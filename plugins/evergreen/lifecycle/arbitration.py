@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from evergreen.declaration import Declaration, format_duration
 from evergreen.declaration.schema import Budget
 from evergreen.ledger import records
-from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow
+from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow, SignalRow
 from evergreen.lifecycle.contracts import Action, Decision
 from evergreen.workspace import Workspace
 
@@ -202,7 +202,7 @@ def _decide_now(
         action=answer.action,
         cause=answer.cause,
         causes=[c for c in CAUSES if c in situation.causes],
-        reasons=list(answer.reasons),
+        reasons=[*_wishes(signals), *answer.reasons],
         as_of=moment,
         sequence=last,
         until=answer.until,
@@ -216,6 +216,12 @@ def _decide_now(
             ConsumedSignalRow(model=model, signal_id=s.id, decision_id=row.id) for s in signals
         )
     return row
+
+
+def _wishes(signals: Sequence[SignalRow]) -> list[str]:
+    """Who asked, and why."""
+    asked = [signal.evidence for signal in signals if signal.cause == "manual"]
+    return [f"asked by {wish.get('user')}: {wish.get('reason')}" for wish in asked]
 
 
 def _close_ended(session: Session, model: str, run_state: Callable[[str], str | None]) -> None:

@@ -41,7 +41,7 @@ def promote(
 
     :param trained: what ships: the judged candidate, or the same recipe refitted.
     :raises ConflictError: when another run changed the champion since this one was judged, or
-        the verdict does not promote.
+        the verdict does not promote, or the run is as of an earlier moment than the champion's.
     """
     if not verdict.promotes:
         raise ConflictError(
@@ -90,6 +90,12 @@ def _compare_and_set(
             live = records.champion(session, model)
             if (live.position if live else 0) != verdict.champion_position:
                 raise _conflict(model, decision.run_id, verdict, live)
+            if live is not None and decision.as_of < live.as_of:
+                raise ConflictError(
+                    f"{model}: {decision.run_id} is as of {decision.as_of.isoformat()}, but champion "
+                    f"{live.version} went live as of {live.as_of.isoformat()}: the past can't be "
+                    "promoted over the present. Nothing was changed; run without an earlier As of."
+                )
             row = PromotionRow(
                 model=model,
                 position=verdict.champion_position + 1,

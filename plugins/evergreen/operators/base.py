@@ -105,13 +105,16 @@ def block(stage: str, model: str, lines: Sequence[str]) -> str:
 def moment(value: Any) -> datetime | None:
     """A form's date-time, or None.
 
-    :raises ValueError: for text that is no ISO time with a zone.
+    :raises RefusalError: for text that is no ISO time with a zone; the form doesn't check it.
     """
     if not value:
         return None
-    found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    if found.tzinfo is None:
-        raise ValueError(
+    try:
+        found: datetime | None = datetime.fromisoformat(str(value))
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise RefusalError(
             f"as_of needs a zone, found {value!r}; write it like 2013-02-01T00:00:00+00:00"
         )
     return found

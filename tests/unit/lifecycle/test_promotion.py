@@ -1,5 +1,7 @@
 """A promotion happens once, against the champion it was judged against, or not at all."""
 
+from datetime import timedelta
+
 import pytest
 
 from evergreen.errors import ConflictError
@@ -85,4 +87,15 @@ def test_a_verdict_that_does_not_promote_is_refused(life: Life) -> None:
         life.promote(
             decision, verdict.model_copy(update={"promotes": False, "verdict": "reject"}), run
         )
+    assert champion(life) == before
+
+
+def test_the_past_is_not_promoted_over_the_present(life: Life) -> None:
+    before = champion(life)
+    decision = life.decide("run 6").model_copy(update={"run_id": "run 7"})
+    verdict, run = life.judge(decision)
+    earlier = decision.model_copy(update={"as_of": before.as_of - timedelta(hours=1)})
+    promoting = verdict.model_copy(update={"promotes": True, "champion_position": before.position})
+    with pytest.raises(ConflictError, match="the past can't be promoted over the present"):
+        life.promote(earlier, promoting, run)
     assert champion(life) == before

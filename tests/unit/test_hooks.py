@@ -1,0 +1,58 @@
+"""Connections become a workspace; what has none comes from the environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from evergreen.errors import DeclarationError
+from evergreen.hooks.workspace import WorkspaceHook
+
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
+    for name in CREDENTIALS:
+        monkeypatch.setenv(name, "")
+
+
+def test_without_connections_everything_is_embedded(tmp_path: Path) -> None:
+    workspace = WorkspaceHook().get_conn()
+    assert workspace.ledger.address == f"sqlite:///{tmp_path}/ledger.db"
+    assert workspace.store.root == f"file://{tmp_path}/store"
+    assert workspace.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_connections_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_EVERGREEN_LEDGER", "postgres://me:secret@db:5432/evergreen")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_EVERGREEN_STORE", '{"conn_type": "generic", "host": "s3://bucket/e"}'
+    )
+    workspace = WorkspaceHook().get_conn()
+    assert workspace.ledger.address == "postgresql://me:***@db:5432/evergreen"
+    assert workspace.store.root == "s3://bucket/e"
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        "https://me:secret@mlflow.example.com:5000",
+        '{"conn_type": "generic", "host": "https://mlflow.example.com:5000", "login": "me", "password": "secret"}',
+    ],
+)
+def test_mlflow_keeps_its_scheme_and_port_and_hides_its_password(
+    connection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_EVERGREEN_MLFLOW", connection)
+    assert WorkspaceHook().get_conn().tracking_uri == "https://mlflow.example.com:5000"
+    assert [os.environ[name] for name in CREDENTIALS] == ["me", "secret"]
+
+
+def test_an_address_that_says_not_how_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_EVERGREEN_MLFLOW", '{"conn_type": "generic", "host": "mlflow"}'
+    )
+    with pytest.raises(DeclarationError, match="Write it whole, like https://"):
+        WorkspaceHook().get_conn()
