@@ -14,7 +14,6 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {
                 "integration-name": "Evergreen",
-                "external-doc-url": "https://pypi.org/project/airflow-provider-evergreen/",
                 "tags": ["software"],
             }
         ],

@@ -3,6 +3,8 @@
 A stage's result goes into the store as JSON named by its own digest; between tasks only its
 `reference` travels (kind, uri, digest). Large things inside are URIs. Every result can describe
 itself in a few lines for the person who reads the task's log.
+
+Longer than most files: it is the one page where all of them can be read in order.
 """
 
 from __future__ import annotations
