@@ -11,12 +11,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-evergreen",
         "name": "Evergreen",
         "description": "Continuous training: retrain when it is worth it, promote only on evidence.",
-        "integrations": [
-            {
-                "integration-name": "Evergreen",
-                "tags": ["software"],
-            }
-        ],
+        "integrations": [{"integration-name": "Evergreen", "tags": ["software"]}],
         "operators": [{"integration-name": "Evergreen", "python-modules": ["evergreen.operators"]}],
         "hooks": [
             {"integration-name": "Evergreen", "python-modules": ["evergreen.hooks.workspace"]}
