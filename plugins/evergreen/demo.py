@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -142,9 +143,10 @@ def _stay(console: Console, workspace: Workspace, url: str, password: str) -> No
             soft_wrap=True,
         )
         console.print("Ctrl-C ends it all.")
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends it as Ctrl-C does
+            signal.signal(ending, signal.default_int_handler)
         try:
-            while True:
-                time.sleep(3600)
+            signal.pause()
         except KeyboardInterrupt:
             console.print("ending")
 

@@ -42,7 +42,7 @@ def kill_session(session: int, timeout: float = 5.0) -> None:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(0.05)  # between looks, until the deadline
 
 
 def keep() -> int:

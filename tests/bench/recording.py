@@ -95,4 +95,4 @@ class RecordingExecutor(WarmLocalExecutor):
     def _spawn_worker(self) -> None:
         if importer._find_and_load.__name__ != "timed":
             record(Path(os.environ[FILE]))
-        super()._spawn_worker()  # type: ignore[no-untyped-call]
+        super()._spawn_worker()  # type: ignore[no-untyped-call]  # Airflow's

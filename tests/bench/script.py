@@ -54,7 +54,7 @@ class Script:
 
     def run(self) -> Iterator[tuple[str, float]]:
         """Execute every task that isn't skipped; yield its id and its seconds."""
-        tasks = self.dag.topological_sort()  # type: ignore[no-untyped-call]
+        tasks = self.dag.topological_sort()  # type: ignore[no-untyped-call]  # Airflow's
         for task in tasks:
             if task.task_id not in self.skipped:
                 began = time.perf_counter()

@@ -134,7 +134,7 @@ def _task_logs() -> Iterator[dict[str, list[str]]]:
     found: dict[str, list[str]] = defaultdict(list)
     with capture_logs([format_exc_info]) as entries:
         handler = logging.Handler()
-        handler.emit = lambda record: entries.append({"event": record.getMessage()})  # type: ignore[method-assign]
+        handler.emit = lambda record: entries.append({"event": record.getMessage()})  # type: ignore[method-assign]  # a handler that only collects
         logging.getLogger().addHandler(handler)
         try:
             yield found

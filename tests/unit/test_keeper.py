@@ -22,7 +22,7 @@ def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> bool:
     """Return whether `condition` comes true within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between looks, until the deadline
     return condition()
 
 

@@ -18,6 +18,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BOOLEAN = "tag:yaml.org,2002:bool"
 
 
+# The base is found at run time: the C loader where PyYAML has it.
 class _Strict(_Loader):  # type: ignore[misc, valid-type]
     """YAML 1.2 where PyYAML is lax: a key may stand once; ``on``, ``off``, ``yes`` and ``no`` are
     words, not booleans."""
@@ -36,7 +37,7 @@ class _Strict(_Loader):  # type: ignore[misc, valid-type]
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]  # PyYAML is untyped
 
 
 def read_declaration(path: Path) -> Declaration:

@@ -83,7 +83,7 @@ def build_estimator(
     _check_parameters(declaration, make, declared)
     try:
         estimator = make(**declared)
-    except Exception as error:
+    except Exception as error:  # whatever a model's own code raises, said with its place
         raise DeclarationError(
             f"{_where(declaration)} fails with {declared}: {type(error).__name__}: {error}"
         ) from error

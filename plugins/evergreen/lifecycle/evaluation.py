@@ -246,7 +246,7 @@ def _importances(
     """
     import numpy as np
     from sklearn.inspection import permutation_importance
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
     seed, metric = declaration.training.seed, declaration.primary
     sign = 1 if metric.greater_is_better else -1

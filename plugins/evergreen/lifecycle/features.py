@@ -277,7 +277,7 @@ def _said(thing: Any) -> str:
 def _registered(registry: Path) -> str | None:
     """The digest of the registered definitions; None when there is nothing readable."""
     from feast.protos.feast.core.Registry_pb2 import Registry
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
 
     try:
         content = Registry.FromString(registry.read_bytes())

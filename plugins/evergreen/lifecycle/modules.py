@@ -69,7 +69,7 @@ def _execute(full: str, file: Path) -> None:
     module = sys.modules[full] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever a model's own code raises, said with its place
         del sys.modules[full]
         raise DeclarationError(
             f"{file}: can't be loaded: {type(error).__name__}: {error}. Correct the file; "

@@ -12,21 +12,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import ibis  # type: ignore[import-untyped]
+import ibis  # type: ignore[import-untyped]  # ships no types
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig  # noqa: TID253 - see above
-from feast.infra.offline_stores.ibis import IbisRetrievalJob  # noqa: TID253
+from feast.infra.offline_stores.ibis import IbisRetrievalJob  # noqa: TID253 - see above
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class AsOfOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]
+class AsOfOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]  # Feast is untyped
     """Feast finds the store by the name of its configuration."""
 
     type: str = f"{__name__}.AsOfOfflineStore"
 
 
-class AsOfOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
+class AsOfOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]  # Feast is untyped
     """Feast's DuckDB store with another point-in-time join.
 
     A feature table holds at most one row for each key and timestamp (who writes it checks that).

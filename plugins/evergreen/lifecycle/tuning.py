@@ -178,7 +178,7 @@ def _recipe(lesson: Lesson) -> Any:
     """The lesson as an estimator whose one parameter is the parameters, for the search to vary."""
     from sklearn.base import BaseEstimator
 
-    class Recipe(BaseEstimator):  # type: ignore[misc]
+    class Recipe(BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
         def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
             self.parameters = parameters
 

@@ -33,7 +33,7 @@ def test_a_good_file_is_read_frozen(tmp_path: Path) -> None:
     assert declaration.baseline == "prior"
     assert declaration.folder == (tmp_path / "churn").resolve()
     with pytest.raises(ValueError, match="frozen"):
-        declaration.name = "other"  # type: ignore[misc]
+        declaration.name = "other"  # type: ignore[misc]  # that it is refused is the test
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ MISSING = {
 @pytest.mark.parametrize("piece", MISSING)
 def test_missing_evidence_is_refused_and_named(piece: str) -> None:
     value, words = MISSING[piece]
-    verdict = judge(replace(evidence(), **{piece: value}))  # type: ignore[arg-type]
+    verdict = judge(replace(evidence(), **{piece: value}))  # type: ignore[arg-type]  # the piece is chosen by name
     assert (verdict.verdict, verdict.promotes) == ("reject", False)
     assert words in verdict.reason
 
