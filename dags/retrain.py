@@ -122,6 +122,7 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             trained=trained.output,
             snapshot=snapshot.output,
             features=features.output,
+            evaluation=evaluation.output,
         )
         conclusion = ConcludeRunOperator(task_id="conclude", model=model).as_teardown()
         chain(gate, *approval(model, gate.output), promotion, conclusion)

@@ -82,9 +82,16 @@ class Life:
         return verdict, run
 
     def promote(self, decision: Decision, verdict: Verdict, run: Foreground) -> Promotion:
-        snapshot = run.snapshot.save(self.workspace.store)
+        store = self.workspace.store
         return promote(
-            self.declaration, self.workspace, decision, verdict, run.trained, snapshot, run.features
+            self.declaration,
+            self.workspace,
+            decision,
+            verdict,
+            run.trained,
+            run.snapshot.save(store),
+            run.features,
+            run.evaluation.save(store),
         )
 
     def retrain(self, run_id: str) -> Verdict:

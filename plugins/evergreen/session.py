@@ -79,7 +79,7 @@ def replay_session(
 
 def show(replay: Replay, console: Console) -> list[Row]:
     """Run a replay with a progress bar; one line a partition."""
-    metrics = replay.declaration.evaluation.all_metrics
+    metrics = replay.declaration.metrics
     primary, second = metrics[0], metrics[1] if len(metrics) > 1 else None
     for family in ("ingest", "retrain", "score"):
         replay.airflow.wait_for_dag(f"{replay.declaration.name}.{family}", timeout=120)

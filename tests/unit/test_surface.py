@@ -21,7 +21,6 @@ TOGETHER = {
     "lifecycle": {
         "columns": "test_features",
         "connection": "test_tracking",
-        "contracts": "test_gating",
         "definition_reading": "test_features",
         "definitions": "test_features",
         "evidence": "test_gating",
@@ -42,7 +41,11 @@ TOGETHER = {
         "tables": "test_preparation",
         "tuning": "test_training",
     },
-    "declaration": {"metrics": "test_reading", "schema": "test_reading"},
+    "declaration": {
+        "metrics": "test_reading",
+        "schema": "test_reading",
+        "watching": "test_reading",
+    },
     "ledger": {"records": "../lifecycle/test_arbitration", "tables": "test_database"},
 }
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from croniter import croniter
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from evergreen.declaration.metrics import METRICS, Metric, Task
 from evergreen.declaration.types import Duration, Finite, Frozen, Name, Period, Share
+from evergreen.declaration.watching import Escalation, Kpi, Monitoring, Violations
 
 
 def _cron(value: str | None) -> str | None:
@@ -40,11 +41,17 @@ class Owner(Frozen):
 
 
 class Label(Frozen):
-    """The column to predict, and when its value becomes known."""
+    """The column to predict, and when its value becomes known.
+
+    With a ``uri`` labels land in a table of their own, cut by when they became known; ``key``
+    names the columns by which a label finds its row. A later label for the same key corrects it.
+    """
 
     column: str
     timestamp: str | None = None
     delay: Duration | None = None
+    uri: str | None = None
+    key: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_way_to_mature(self) -> Self:
@@ -52,6 +59,15 @@ class Label(Frozen):
             raise ValueError(
                 "say when a label is known by exactly one of timestamp (a column) or delay (like 30d)"
             )
+        if self.uri is not None:
+            _partitioned(self.uri)
+            if self.timestamp is None or not self.key:
+                raise ValueError(
+                    "labels in a table of their own need timestamp (when each became known) and "
+                    "key (the columns by which a label finds its row)"
+                )
+        elif self.key:
+            raise ValueError("label.key goes with label.uri, and only with it")
         return self
 
 
@@ -94,7 +110,7 @@ class Data(Frozen):
     @model_validator(mode="after")
     def _distinct_columns(self) -> Self:
         named = [self.event_timestamp, self.label.column, *self.entities]
-        if self.label.timestamp:
+        if self.label.timestamp and self.label.uri is None:
             named.append(self.label.timestamp)
         twice = sorted({column for column in named if named.count(column) > 1})
         if twice:
@@ -164,8 +180,9 @@ class Training(Frozen):
 
 
 class Evaluation(Frozen):
-    """What a candidate and the champion are measured by."""
+    """What a candidate and the champion are measured by: metrics, and the model's own KPI."""
 
+    kpi: Kpi | None = None
     primary: str
     metrics: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
@@ -174,16 +191,13 @@ class Evaluation(Frozen):
 
     @field_validator("primary", "metrics")
     @classmethod
-    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _known(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        kpi = info.data.get("kpi")
+        known = (*METRICS, *([kpi.name] if kpi else []))
         for name in (value,) if isinstance(value, str) else value:
-            if name not in METRICS:
-                raise ValueError(f"{name!r} is no known metric; known are {', '.join(METRICS)}")
+            if name not in known:
+                raise ValueError(f"{name!r} is no known metric; known are {', '.join(known)}")
         return value
-
-    @property
-    def all_metrics(self) -> tuple[str, ...]:
-        """The primary metric first, then the others, each once."""
-        return tuple(dict.fromkeys((self.primary, *self.metrics)))
 
 
 class Fairness(Frozen):
@@ -196,7 +210,7 @@ class Fairness(Frozen):
 class Approval(Frozen):
     """Ask a person only on the named occasions."""
 
-    on: tuple[Literal["bootstrap", "incomparable"], ...] = Field(min_length=1)
+    on: tuple[Literal["bootstrap", "incomparable", "escalated"], ...] = Field(min_length=1)
 
 
 class Gate(Frozen):
@@ -233,6 +247,8 @@ class Triggers(Frozen):
 
     schedule: str | None = None
     new_data: NewData | None = None
+    performance: Violations | None = None
+    drift: Violations | None = None
     cooldown: Duration = Field(default="0d", validate_default=True)
     budget: Budget | None = None
 
@@ -259,6 +275,8 @@ Stage = Literal[
     "gate",
     "promote",
     "score",
+    "monitor",
+    "escalate",
 ]
 
 
@@ -275,7 +293,9 @@ class Declaration(Frozen):
     training: Training
     evaluation: Evaluation
     gate: Gate = Gate()
+    monitoring: Monitoring = Monitoring()
     triggers: Triggers = Triggers()
+    escalation: Escalation = Escalation()
     compute: dict[Stage, Placement] = Field(default_factory=dict)
 
     _folder: Path = PrivateAttr(default=Path())
@@ -288,7 +308,29 @@ class Declaration(Frozen):
     @property
     def primary(self) -> Metric:
         """The metric the gate judges by."""
-        return METRICS[self.evaluation.primary]
+        return self.metric(self.evaluation.primary)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The primary metric first, then the others and the KPI, each once."""
+        asked, kpi = self.evaluation, self.evaluation.kpi
+        return tuple(dict.fromkeys((asked.primary, *asked.metrics, *([kpi.name] if kpi else []))))
+
+    def metric(self, name: str) -> Metric:
+        """A metric, or the model's own KPI, by name.
+
+        :raises KeyError: for a name that is neither.
+        :raises ValueError: for a metric that does not measure this task.
+        """
+        kpi = self.evaluation.kpi
+        if kpi is not None and name == kpi.name:
+            return Metric(name, frozenset({self.task}), kpi.greater_is_better)
+        fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
+        if self.task not in METRICS[name].tasks:
+            raise ValueError(
+                f"{name} does not measure {self.task}; what does: {', '.join(fitting)}"
+            )
+        return METRICS[name]
 
     @property
     def baseline(self) -> str:
@@ -297,16 +339,20 @@ class Declaration(Frozen):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        for name in self.evaluation.all_metrics:
-            if self.task not in METRICS[name].tasks:
-                fitting = ", ".join(m.name for m in METRICS.values() if self.task in m.tasks)
-                raise ValueError(f"{name} does not measure {self.task}; what does: {fitting}")
+        for name in self.metrics:
+            self.metric(name)
+        watched = self.monitoring.performance.metric
+        if watched is not None and watched not in self.metrics:
+            raise ValueError(
+                f"monitoring.performance watches {watched}, which evaluation doesn't measure; "
+                f"measured are {', '.join(self.metrics)}"
+            )
         for section in ("floors", "slice_floors"):
-            unmeasured = set(getattr(self.gate, section)) - set(self.evaluation.all_metrics)
+            unmeasured = set(getattr(self.gate, section)) - set(self.metrics)
             if unmeasured:
                 raise ValueError(
                     f"gate.{section} bounds {min(unmeasured)}, which evaluation doesn't measure; "
-                    f"measured are {', '.join(self.evaluation.all_metrics)}"
+                    f"measured are {', '.join(self.metrics)}"
                 )
         if self.gate.slice_floors and not self.evaluation.slices:
             raise ValueError("gate.slice_floors needs evaluation.slices to name columns")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from evergreen.errors import unavailable
 
-HEAD = "0001"
+HEAD = "0002"
 _LOCK = 727_418_001  # an advisory lock's key on PostgreSQL: any number nobody else uses
 
 

@@ -16,8 +16,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from evergreen.ledger.tables import (
+    AnswerRow,
     ConsumedSignalRow,
     DecisionRow,
+    EscalationRow,
+    LabelRow,
+    MeasurementRow,
     OutcomeRow,
     PartitionRow,
     PromotionEventRow,
@@ -29,6 +33,7 @@ from evergreen.ledger.tables import (
 )
 
 Row = TypeVar("Row", bound=Table)
+DATA, LABELS = "data", "labels"  # the tables whose partitions are registered
 LOST = ("failed", "abandoned")  # outcomes after which a run's signals are open again
 
 
@@ -56,14 +61,20 @@ def lock(session: Session, model: str) -> None:
 
 
 def latest_partitions(
-    session: Session, model: str, through: int | None = None
+    session: Session, model: str, through: int | None = None, source: str | None = DATA
 ) -> Sequence[PartitionRow]:
-    """Each partition in its latest revision, by event time; of those registered up to a sequence."""
+    """Each partition in its latest revision, by event time; of those registered up to a sequence.
+
+    :param source: of this table; of all when None.
+    """
     newest = select(func.max(PartitionRow.id)).where(PartitionRow.model == model)
     if through is not None:
         newest = newest.where(PartitionRow.id <= through)
-    rows = select(PartitionRow).where(PartitionRow.id.in_(newest.group_by(PartitionRow.key)))
-    return session.scalars(rows.order_by(PartitionRow.start)).all()
+    if source is not None:
+        newest = newest.where(PartitionRow.source == source)
+    grouped = newest.group_by(PartitionRow.source, PartitionRow.key)
+    rows = select(PartitionRow).where(PartitionRow.id.in_(grouped))
+    return session.scalars(rows.order_by(PartitionRow.start, PartitionRow.source)).all()
 
 
 def registered_in(session: Session, model: str, run_id: str) -> Sequence[PartitionRow]:
@@ -74,12 +85,17 @@ def registered_in(session: Session, model: str, run_id: str) -> Sequence[Partiti
         SignalRow.evidence["run_id"].as_string() == run_id,
     )
     named = PartitionRow.key + "/" + cast(PartitionRow.revision, String)
-    rows = select(PartitionRow).where(PartitionRow.model == model, named.in_(theirs))
+    rows = select(PartitionRow).where(
+        PartitionRow.model == model, PartitionRow.source == DATA, named.in_(theirs)
+    )
     return session.scalars(rows.order_by(PartitionRow.id)).all()
 
 
 def watermark(session: Session, model: str) -> datetime | None:
-    """The end of the newest registered partition: live data's notion of now."""
+    """The end of the newest registered partition: live data's notion of now.
+
+    Of labels too: where they land by themselves, they are what happens last.
+    """
     return session.scalar(select(func.max(PartitionRow.end)).where(PartitionRow.model == model))
 
 
@@ -151,6 +167,43 @@ def _lost(decision_id: Any) -> ColumnElement[bool]:
     return and_(exists().where(outcome), ~exists().where(kept))
 
 
+# measurements, escalations
+
+
+def labels_known(session: Session, model: str) -> dict[tuple[str, str], LabelRow]:
+    """What was last known of each scored partition's labels: (partition, version) → row."""
+    newest = select(func.max(LabelRow.id)).where(LabelRow.model == model)
+    grouped = newest.group_by(LabelRow.partition, LabelRow.version)
+    rows = session.scalars(select(LabelRow).where(LabelRow.id.in_(grouped)))
+    return {(row.partition, row.version): row for row in rows}
+
+
+def measurements(
+    session: Session, model: str, kind: str | None = None, version: str | None = None
+) -> Sequence[MeasurementRow]:
+    """Each window's latest measurement, by event time."""
+    newest = select(func.max(MeasurementRow.id)).where(MeasurementRow.model == model)
+    if kind is not None:
+        newest = newest.where(MeasurementRow.kind == kind)
+    if version is not None:
+        newest = newest.where(MeasurementRow.version == version)
+    grouped = newest.group_by(MeasurementRow.kind, MeasurementRow.window, MeasurementRow.version)
+    rows = select(MeasurementRow).where(MeasurementRow.id.in_(grouped))
+    return session.scalars(rows.order_by(MeasurementRow.end, MeasurementRow.id)).all()
+
+
+def last_escalation(session: Session, model: str) -> EscalationRow | None:
+    """The latest time automatic retraining stopped."""
+    rows = select(EscalationRow).where(EscalationRow.model == model)
+    return session.scalar(rows.order_by(EscalationRow.id.desc()).limit(1))
+
+
+def answers_to(session: Session, escalation_id: int) -> Sequence[AnswerRow]:
+    """What was answered to an escalation, in order."""
+    rows = select(AnswerRow).where(AnswerRow.escalation_id == escalation_id)
+    return session.scalars(rows.order_by(AnswerRow.id)).all()
+
+
 # verdicts, promotions, scores
 
 
@@ -173,6 +226,12 @@ def first_promotion(session: Session, model: str) -> PromotionRow | None:
     """The promotion with which the model's life began."""
     rows = select(PromotionRow).where(PromotionRow.model == model)
     return session.scalar(rows.order_by(PromotionRow.position).limit(1))
+
+
+def promotion_of_version(session: Session, model: str, version: str) -> PromotionRow | None:
+    """The latest promotion of a version: it may have come back by a rollback."""
+    rows = select(PromotionRow).where(PromotionRow.model == model, PromotionRow.version == version)
+    return session.scalar(rows.order_by(PromotionRow.position.desc()).limit(1))
 
 
 def promotion_of(session: Session, model: str, run_id: str) -> PromotionRow | None:

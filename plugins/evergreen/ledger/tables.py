@@ -59,11 +59,15 @@ class Table(DeclarativeBase):
 
 
 class PartitionRow(Table):
-    """A landed partition in one revision. ``id`` is its sequence: the order of registration."""
+    """A landed partition in one revision. ``id`` is its sequence: the order of registration.
+
+    ``source`` is ``data``, or ``labels`` for a table of labels that lands by itself.
+    """
 
     __tablename__ = "partitions"
-    __table_args__ = (UniqueConstraint("model", "key", "revision"),)
+    __table_args__ = (UniqueConstraint("model", "source", "key", "revision"),)
 
+    source: Mapped[str] = mapped_column(default="data")
     key: Mapped[str]
     revision: Mapped[int]
     start: Mapped[datetime]
@@ -103,6 +107,8 @@ class DecisionRow(Table):
     until: Mapped[datetime | None]
     tune: Mapped[bool]
     override: Mapped[str | None] = mapped_column(Text)
+    futile: Mapped[int] = mapped_column(default=0)
+    priority: Mapped[str | None]
 
 
 class ConsumedSignalRow(Table):
@@ -146,7 +152,8 @@ class VerdictRow(Table):
 
 class PromotionRow(Table):
     """A version that became champion. ``position`` counts per model without gaps, so that of two
-    promotions judged against the same champion only one can be written (compare-and-set)."""
+    promotions judged against the same champion only one can be written (compare-and-set).
+    ``origin`` refers to what the version was made from and judged by."""
 
     __tablename__ = "promotions"
     __table_args__ = (UniqueConstraint("model", "position"), UniqueConstraint("model", "run_id"))
@@ -163,6 +170,7 @@ class PromotionRow(Table):
     snapshot_uri: Mapped[str] = mapped_column(Text)
     snapshot_digest: Mapped[str]
     trained_through: Mapped[datetime]
+    origin: Mapped[dict[str, Any]]
 
 
 class PromotionEventRow(Table):
@@ -190,3 +198,67 @@ class ScoreRow(Table):
     uri: Mapped[str] = mapped_column(Text)
     digest: Mapped[str]
     metrics: Mapped[dict[str, Any]]
+
+
+class LabelRow(Table):
+    """What was known of a scored partition's labels as of a moment."""
+
+    __tablename__ = "labels"
+    __table_args__ = (UniqueConstraint("model", "partition", "version", "as_of", "sequence"),)
+
+    partition: Mapped[str]
+    revision: Mapped[int]
+    version: Mapped[str]
+    as_of: Mapped[datetime]
+    sequence: Mapped[int]
+    rows: Mapped[int]
+    matured: Mapped[int]
+    uri: Mapped[str] = mapped_column(Text)
+
+
+class MeasurementRow(Table):
+    """A window measured: for ``drift``, ``performance``, or the state of ``concept`` detectors.
+
+    Measured again as labels become known; the latest row of a window speaks for it.
+    ``violates`` names what is beyond its bound; ``judged`` is false where too little was there.
+    """
+
+    __tablename__ = "measurements"
+    __table_args__ = (UniqueConstraint("model", "kind", "window", "version", "as_of", "sequence"),)
+
+    kind: Mapped[str]
+    window: Mapped[str]
+    version: Mapped[str]
+    start: Mapped[datetime]
+    end: Mapped[datetime]
+    as_of: Mapped[datetime]
+    sequence: Mapped[int]
+    judged: Mapped[bool]
+    violates: Mapped[list[Any]]
+    evidence: Mapped[dict[str, Any]]
+
+
+class EscalationRow(Table):
+    """Automatic retraining stopped, because the retrain of ``decision_id`` was one futile too many."""
+
+    __tablename__ = "escalations"
+    __table_args__ = (UniqueConstraint("model", "decision_id"),)
+
+    decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"), index=True)
+    as_of: Mapped[datetime]
+    priority: Mapped[str]
+    futile: Mapped[int]
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class AnswerRow(Table):
+    """What a person said to an escalation: ``acknowledged``, ``declined``; or ``unanswered``."""
+
+    __tablename__ = "answers"
+    __table_args__ = (UniqueConstraint("escalation_id", "run_id"),)
+
+    escalation_id: Mapped[int] = mapped_column(ForeignKey("escalations.id"), index=True)
+    run_id: Mapped[str]
+    answer: Mapped[str]
+    person: Mapped[str | None]
+    comment: Mapped[str] = mapped_column(Text)

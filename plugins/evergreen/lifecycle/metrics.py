@@ -66,8 +66,7 @@ def measure_all(declaration: Declaration, labels: Array, predictions: Array) -> 
     import numpy as np
 
     values = {
-        name: measure(name, declaration.task, labels, predictions)
-        for name in declaration.evaluation.all_metrics
+        name: measure(name, declaration.task, labels, predictions) for name in declaration.metrics
     }
     return {name: value for name, value in values.items() if np.isfinite(value)}
 

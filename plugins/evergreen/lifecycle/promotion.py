@@ -20,6 +20,7 @@ from evergreen.lifecycle import features, registry
 from evergreen.lifecycle.contracts import (
     Decision,
     FeatureSet,
+    Origin,
     Promotion,
     Reference,
     TrainedModel,
@@ -36,9 +37,11 @@ def promote(
     trained: TrainedModel,
     snapshot: Reference,
     feature_set: FeatureSet,
+    evaluation: Reference,
 ) -> Promotion:
     """Make a candidate champion.
 
+    :param evaluation: what it was judged by; its holdout is what the version is watched against.
     :param trained: what ships: the judged candidate, or the same recipe refitted.
     :raises ConflictError: when another run changed the champion since this one was judged, or
         the verdict does not promote, or the run is as of an earlier moment than the champion's.
@@ -60,7 +63,13 @@ def promote(
             "evergreen.dag_run": decision.run_id,
         },
     )
-    row = _compare_and_set(declaration, workspace, decision, verdict, trained, snapshot, version)
+    origin = Origin(
+        version=version,
+        trained=trained.save(workspace.store),
+        features=feature_set.save(workspace.store),
+        evaluation=evaluation,
+    )
+    row = _compare_and_set(declaration, workspace, decision, verdict, trained, snapshot, origin)
     materialized = _carry_out(declaration, workspace, row, feature_set)
     return Promotion(
         model=declaration.name,
@@ -80,7 +89,7 @@ def _compare_and_set(
     verdict: Verdict,
     trained: TrainedModel,
     snapshot: Reference,
-    version: str,
+    origin: Origin,
 ) -> PromotionRow:
     model = declaration.name
     try:
@@ -100,7 +109,7 @@ def _compare_and_set(
                 model=model,
                 position=verdict.champion_position + 1,
                 run_id=decision.run_id,
-                version=version,
+                version=origin.version,
                 replaced=live.version if live else None,
                 kind=verdict.verdict,
                 reason=verdict.reason,
@@ -110,6 +119,7 @@ def _compare_and_set(
                 snapshot_uri=snapshot.uri,
                 snapshot_digest=snapshot.digest,
                 trained_through=trained.trained_through,
+                origin=origin.to_dict(),
             )
             session.add(row)
             session.flush()

@@ -142,9 +142,10 @@ def _log(
     answers: Array,
     feature_set: FeatureSet,
 ) -> pd.DataFrame:
-    """Keys, the features as they were answered for, the answer and who gave it."""
+    """Keys, the features as they were answered for, slices, the answer and who gave it."""
     keys = ["row_id", "event_timestamp", *declaration.data.entities]
-    columns = dict.fromkeys([*keys, *(feature.name for feature in feature_set.features)])
+    groups = (*declaration.evaluation.slices, *(rule.column for rule in declaration.gate.fairness))
+    columns = dict.fromkeys([*keys, *(feature.name for feature in feature_set.features), *groups])
     log = rows[list(columns)].copy()
     if answers.ndim == 1:
         log["prediction"] = answers

@@ -23,10 +23,18 @@ class PromoteModelOperator(StageOperator):
     :param trained: the trained model's reference. (templated)
     :param snapshot: the snapshot's reference. (templated)
     :param features: the feature set's reference. (templated)
+    :param evaluation: the evaluation's reference. (templated)
     """
 
     stage = "promote"
-    template_fields: Sequence[str] = ("decision", "verdict", "trained", "snapshot", "features")
+    template_fields: Sequence[str] = (
+        "decision",
+        "verdict",
+        "trained",
+        "snapshot",
+        "features",
+        "evaluation",
+    )
 
     def __init__(
         self,
@@ -37,6 +45,7 @@ class PromoteModelOperator(StageOperator):
         trained: Any,
         snapshot: Any,
         features: Any,
+        evaluation: Any,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, **kwargs)
@@ -45,6 +54,7 @@ class PromoteModelOperator(StageOperator):
         self.trained = trained
         self.snapshot = snapshot
         self.features = features
+        self.evaluation = evaluation
 
     def run_stage(self, workspace: Workspace, context: Context) -> Promotion:
         from evergreen.lifecycle import contracts
@@ -73,4 +83,5 @@ class PromoteModelOperator(StageOperator):
             trained,
             contracts.Reference.model_validate(self.snapshot),
             feature_set,
+            contracts.Reference.model_validate(self.evaluation),
         )

@@ -1,0 +1,93 @@
+"""What stages hand each other: small frozen documents, written down once by digest.
+
+A stage's result goes into the store as JSON named by its own digest; between tasks only its
+`Reference` travels (kind, uri, digest). Large things inside are URIs. Every result can describe
+itself in a few lines for the person who reads the task's log.
+"""
+
+from __future__ import annotations
+
+from evergreen.lifecycle.contracts.base import Contract, Reference, Result
+from evergreen.lifecycle.contracts.data import (
+    Check,
+    Feature,
+    FeaturePart,
+    FeatureSet,
+    IngestReport,
+    Partition,
+    PartitionFile,
+    Refused,
+    Snapshot,
+    ValidationReport,
+)
+from evergreen.lifecycle.contracts.decisions import (
+    Action,
+    Champion,
+    Decision,
+    Promotion,
+    Rule,
+    Verdict,
+    VerdictName,
+)
+from evergreen.lifecycle.contracts.monitoring import (
+    ColumnDrift,
+    Detection,
+    DetectorState,
+    DriftReport,
+    Interval,
+    LabelReport,
+    LabelsKnown,
+    MonitorReport,
+    Origin,
+    PerformanceReport,
+    RaisedSignal,
+    WatchedPartition,
+    Window,
+    WindowDrift,
+    WindowPerformance,
+)
+from evergreen.lifecycle.contracts.scoring import ScoredPartition, ScoreReport
+from evergreen.lifecycle.contracts.training import Evaluation, InfrastructureReport, TrainedModel
+
+__all__ = [
+    "Action",
+    "Champion",
+    "Check",
+    "ColumnDrift",
+    "Contract",
+    "Decision",
+    "Detection",
+    "DetectorState",
+    "DriftReport",
+    "Evaluation",
+    "Feature",
+    "FeaturePart",
+    "FeatureSet",
+    "InfrastructureReport",
+    "IngestReport",
+    "Interval",
+    "LabelReport",
+    "LabelsKnown",
+    "MonitorReport",
+    "Origin",
+    "Partition",
+    "PartitionFile",
+    "PerformanceReport",
+    "Promotion",
+    "RaisedSignal",
+    "Reference",
+    "Refused",
+    "Result",
+    "Rule",
+    "ScoreReport",
+    "ScoredPartition",
+    "Snapshot",
+    "TrainedModel",
+    "ValidationReport",
+    "Verdict",
+    "VerdictName",
+    "WatchedPartition",
+    "Window",
+    "WindowDrift",
+    "WindowPerformance",
+]
