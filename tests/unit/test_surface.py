@@ -40,6 +40,7 @@ TOGETHER = {
         "structure": "test_validation",
         "tables": "test_preparation",
         "tuning": "test_training",
+        "watched": "test_monitoring",
     },
     "declaration": {
         "metrics": "test_reading",

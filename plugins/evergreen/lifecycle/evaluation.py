@@ -18,7 +18,7 @@ from evergreen.errors import UnavailableError
 from evergreen.lifecycle import plots, tracking
 from evergreen.lifecycle.contracts import Evaluation, FeatureSet, TrainedModel
 from evergreen.lifecycle.fitted import FittedModel, input_frame, load_fitted, shaped, targets
-from evergreen.lifecycle.metrics import measure, measure_all
+from evergreen.lifecycle.metrics import calibration, measure, measure_all
 from evergreen.lifecycle.sets import read_rows
 from evergreen.store import digest_of
 from evergreen.workspace import Workspace
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-BINS = 10
 SAMPLE = 2_000
 REPEATS = 3
 
@@ -105,33 +104,6 @@ def evaluate(
     for name, figure in plots.figures(declaration.task, holdout.labels, answers, result.importance):
         tracking.log_figure(workspace, trained.mlflow_run, f"evaluation/{name}.png", figure)
     return result
-
-
-def calibration(task: Task, labels: Array, predictions: Array) -> dict[str, float]:
-    """How far answers are from what happened, on average.
-
-    For classes, the expected calibration error over bins of equally many rows (M. Naeini et al.
-    2015; equal counts after J. Nixon et al. 2019), for several of the most probable class; for
-    regression, the mean residual and the error of the means of such bins.
-
-    :returns: numbers in the units of a probability, or of the label.
-    """
-    import numpy as np
-
-    if task is Task.MULTICLASS:
-        happened = (predictions.argmax(axis=1) == labels).astype(float)
-        said = predictions.max(axis=1)
-    else:
-        happened, said = labels.astype(float), predictions
-    order = np.argsort(said, kind="stable")
-    bins = [part for part in np.array_split(order, BINS) if len(part)]
-    error = sum(len(b) * abs(happened[b].mean() - said[b].mean()) for b in bins) / len(labels)
-    return {
-        "expected_calibration_error": float(error),
-        "mean_prediction": float(said.mean()),
-        "mean_observed": float(happened.mean()),
-        "mean_residual": float((happened - said).mean()),
-    }
 
 
 def _ask_champion(

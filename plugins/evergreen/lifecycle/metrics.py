@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
+BINS = 10
 PREDICTS_CLASSES = frozenset({"accuracy", "balanced_accuracy", "f1_macro"})
 
 
@@ -69,6 +70,33 @@ def measure_all(declaration: Declaration, labels: Array, predictions: Array) -> 
         name: measure(name, declaration.task, labels, predictions) for name in declaration.metrics
     }
     return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def calibration(task: Task, labels: Array, predictions: Array) -> dict[str, float]:
+    """How far answers are from what happened, on average.
+
+    For classes, the expected calibration error over bins of equally many rows (M. Naeini et al.
+    2015; equal counts after J. Nixon et al. 2019), for several of the most probable class; for
+    regression, the mean residual and the error of the means of such bins.
+
+    :returns: numbers in the units of a probability, or of the label.
+    """
+    import numpy as np
+
+    if task is Task.MULTICLASS:
+        happened = (predictions.argmax(axis=1) == labels).astype(float)
+        said = predictions.max(axis=1)
+    else:
+        happened, said = labels.astype(float), predictions
+    order = np.argsort(said, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    error = sum(len(b) * abs(happened[b].mean() - said[b].mean()) for b in bins) / len(labels)
+    return {
+        "expected_calibration_error": float(error),
+        "mean_prediction": float(said.mean()),
+        "mean_observed": float(happened.mean()),
+        "mean_residual": float((happened - said).mean()),
+    }
 
 
 def classes_of(task: Task, predictions: Array) -> Array:
