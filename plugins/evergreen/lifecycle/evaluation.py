@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Declaration, Task
+from evergreen.declaration import Declaration
 from evergreen.errors import UnavailableError
 from evergreen.lifecycle import plots, tracking
 from evergreen.lifecycle.contracts import Evaluation, FeatureSet, TrainedModel

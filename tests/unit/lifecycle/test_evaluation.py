@@ -10,7 +10,8 @@ import pytest
 from evergreen.declaration import Declaration, Task
 from evergreen.lifecycle import tracking
 from evergreen.lifecycle.contracts import FeatureSet, Reference, TrainedModel
-from evergreen.lifecycle.evaluation import calibration, evaluate
+from evergreen.lifecycle.evaluation import evaluate
+from evergreen.lifecycle.metrics import calibration
 from evergreen.lifecycle.training import train
 from evergreen.workspace import Workspace
 from tests.builders import declare, workspace_in
