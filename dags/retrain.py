@@ -1,7 +1,8 @@
 """`<model>.retrain`: decide whether to retrain; train, judge and promote on evidence.
 
-The first task reads every open signal in the ledger and decides. `suppress` skips the rest and
-says why and until when. A candidate goes live only when the gate's whole table passes; its
+Runs after every monitoring. The first task reads every open signal in the ledger and decides.
+`suppress` skips the rest and says why and until when; `investigate` does too, and asks a person
+in `<model>.escalate`. A candidate goes live only when the gate's whole table passes; its
 verdict is in the log of `gate`, in `evergreen history` and on the MLflow run.
 """
 
@@ -64,17 +65,17 @@ FORM = {
 }
 
 for model in usable_models(MODELS, get_parsing_context().dag_id):
-    schedule = Asset(f"x-evergreen://{model.name}/partitions")
+    watched = Asset(f"x-evergreen://{model.name}/watched")
     with DAG(
         dag_id=f"{model.name}.retrain",
         description=model.description or f"Retrain {model.name} when it is worth it",
         doc_md=__doc__,
         schedule=AssetOrTimeSchedule(
             timetable=CronTriggerTimetable(model.triggers.schedule, timezone="UTC"),
-            assets=[schedule],
+            assets=[watched],
         )
         if model.triggers.schedule
-        else [schedule],
+        else [watched],
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(days=7 if model.gate.approval != "never" else 1),
@@ -125,5 +126,5 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             evaluation=evaluation.output,
         )
         conclusion = ConcludeRunOperator(task_id="conclude", model=model).as_teardown()
-        chain(gate, *approval(model, gate.output), promotion, conclusion)
+        chain(gate, *approval(model, decision.output, gate.output), promotion, conclusion)
         chain(decision, conclusion)

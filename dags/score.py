@@ -1,13 +1,15 @@
 """`<model>.score`: the champion answers for every partition that has no predictions yet.
 
 A partition is answered by the version that was live when it began. Predictions are in the
-store at `predictions/model=<model>/partition=<key>/`; a repeat replaces them.
+store at `predictions/model=<model>/partition=<key>/`; a repeat replaces them. `<model>.monitor`
+starts next.
 """
 
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.sdk import DAG, Asset, Param, get_parsing_context
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, Asset, Param, chain, get_parsing_context
 
 from evergreen.declaration import usable_models
 from evergreen.operators.extraction import ExtractSnapshotOperator
@@ -49,6 +51,11 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             snapshot=snapshot.output,
             validation=validation.output,
         )
-        ScoreBatchOperator(
+        score = ScoreBatchOperator(
             task_id="score", model=model, snapshot=snapshot.output, features=features.output
         )
+        # A teardown: a champion that can't answer must not keep the arbiter from being asked.
+        scored = EmptyOperator(
+            task_id="announce", outlets=[Asset(f"x-evergreen://{model.name}/predictions")]
+        ).as_teardown()
+        chain([snapshot, score], scored)

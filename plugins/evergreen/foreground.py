@@ -16,9 +16,12 @@ from evergreen.ledger import records
 from evergreen.lifecycle.contracts import (
     Champion,
     Decision,
+    DriftReport,
     Evaluation,
     FeatureSet,
     InfrastructureReport,
+    LabelReport,
+    PerformanceReport,
     Result,
     ScoreReport,
     Snapshot,
@@ -31,16 +34,20 @@ from evergreen.workspace import Workspace
 
 @dataclass
 class Foreground:
-    """A retrain's stages as of a moment, each computed when it is first asked for."""
+    """A retrain's stages as of a moment, each computed when it is first asked for.
+
+    :ivar decided: the decision to carry out; only a preview of one when None.
+    """
 
     declaration: Declaration
     workspace: Workspace
     as_of: datetime
+    decided: Decision | None = None
 
     @property
     def run_key(self) -> str:
-        """The same moment is the same MLflow run."""
-        return f"foreground__{self.as_of.isoformat()}"
+        """The same decision, or moment, is the same MLflow run."""
+        return self.decided.run_id if self.decided else f"foreground__{self.as_of.isoformat()}"
 
     @cached_property
     def champion(self) -> Champion | None:
@@ -57,7 +64,9 @@ class Foreground:
 
     @cached_property
     def decision(self) -> Decision:
-        """What the arbiter would say; nothing is recorded."""
+        """What the arbiter would say, recorded nowhere; or said."""
+        if self.decided is not None:
+            return self.decided
         from evergreen.lifecycle.arbitration import preview
 
         return preview(self.declaration, self.workspace, run_id=self.run_key, as_of=self.as_of)
@@ -105,7 +114,8 @@ class Foreground:
             self.features.snapshot,
             run_key=self.run_key,
             as_of=self.as_of,
-            cause="foreground",
+            cause=self.decided.cause if self.decided else "foreground",
+            tune=self.decided.tune if self.decided else False,
             lineage={"dag_run": self.run_key},
         )
 
@@ -167,6 +177,31 @@ class Foreground:
         return score(self.declaration, self.workspace, snapshot, features, run_id=self.run_key)
 
 
+    @cached_property
+    def labels(self) -> LabelReport:
+        """The prediction log beside the labels known; nothing is recorded."""
+        from evergreen.lifecycle.monitoring import join_labels
+
+        found = join_labels(self.declaration, self.workspace)
+        if found is None:
+            raise EvergreenError(f"{self.declaration.name}: nothing is registered; ingest first")
+        return found
+
+    def detect_drift(self) -> DriftReport:
+        """Drift of what nobody has looked at; nothing is recorded."""
+        from evergreen.lifecycle.drift import detect_drift
+
+        return detect_drift(self.declaration, self.workspace, self.labels)
+
+    def measure_performance(self) -> PerformanceReport:
+        """Performance by labels nobody has measured by; nothing is recorded."""
+        from evergreen.lifecycle.monitoring import detector_states
+        from evergreen.lifecycle.performance import measure_performance
+
+        states = detector_states(self.declaration, self.workspace)
+        return measure_performance(self.declaration, self.workspace, self.labels, states)
+
+
 STAGES: dict[str, Callable[[Foreground], Result]] = {
     "ingest": Foreground.ingest,
     "arbitrate": lambda run: run.decision,
@@ -178,6 +213,9 @@ STAGES: dict[str, Callable[[Foreground], Result]] = {
     "check_infrastructure": lambda run: run.infrastructure,
     "gate": lambda run: run.verdict,
     "score": Foreground.score,
+    "join_labels": lambda run: run.labels,
+    "detect_drift": Foreground.detect_drift,
+    "measure_performance": Foreground.measure_performance,
 }
 
 

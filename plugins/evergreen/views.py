@@ -17,6 +17,11 @@ COLOURS = {
     "inconclusive": "yellow",
     "incomparable": "magenta",
     "suppress": "dim",
+    "investigate": "bold red",
+    "healthy": "green",
+    "drifting": "yellow",
+    "degraded": "red",
+    "stopped": "bold red",
     "failed": "bold red",
 }
 
@@ -41,16 +46,21 @@ def checks(console: Console, found: list[dict[str, Any]]) -> None:
 def status(console: Console, found: list[dict[str, Any]]) -> None:
     """One row a model; below, why its version is live and how it last did."""
     table = Table(title="Models", title_justify="left")
-    for heading in ("model", "live", "since", "data to", "last decision", "open signals"):
+    for heading in (
+        "model", "health", "priority", "live", "since", "data to", "last decision", "open signals",
+    ):  # fmt: skip
         table.add_column(heading, no_wrap=True)
     for entry in found:
         table.add_row(
             entry["model"],
+            coloured(entry["health"]),
+            entry["priority"] or "–",
             entry["version"] or "–",
             _day(entry["live_since"]),
             _day(entry["watermark"]),
             coloured(entry["last_decision"]),
-            ", ".join(entry["open_signals"]) or "none",
+            ", ".join(f"{count} {cause}" for cause, count in entry["open_signals"].items())
+            or "none",
         )
     console.print(table)
     for entry in found:
@@ -63,6 +73,11 @@ def status(console: Console, found: list[dict[str, Any]]) -> None:
 def _remarks(entry: dict[str, Any]) -> Iterator[str]:
     if entry["why"]:
         yield f"version {entry['version']} is live because: {entry['why']}"
+    if entry["stopped"]:
+        yield f"STOPPED at {entry['priority']} until a person acknowledges: {entry['stopped']}"
+    for said in entry["answers"]:
+        yield f"{said['answer']} by {said['person'] or 'nobody'}: {said['comment']}"
+    yield from _watched(entry)
     if entry["suppressed_until"]:
         yield f"suppressed until {entry['suppressed_until']}: {entry['last_reasons'][-1]}"
     if entry["in_flight"]:
@@ -70,6 +85,19 @@ def _remarks(entry: dict[str, Any]) -> Iterator[str]:
     if entry["last_scored"]:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["last_metrics"].items())
         yield f"last scored {entry['last_scored']}: {metrics}"
+
+
+def _watched(entry: dict[str, Any]) -> Iterator[str]:
+    """What monitoring saw last."""
+    if entry["window"]:
+        found = [f"{cause} ({', '.join(what)})" for cause, what in entry["violates"].items()]
+        yield f"window {entry['window']}: violates {', '.join(found) or 'nothing'}"
+    if entry["drift_share"] is not None:
+        yield f"inputs drifted by importance: {entry['drift_share']:.0%}"
+    estimates = entry["estimated"] or {}
+    for name, value in (entry["realised"] or {}).items():
+        before = f", estimated {_interval(estimates[name])}" if name in estimates else ""
+        yield f"{name}: realised {_interval(value)} on {entry['matured']:,} labels{before}"
 
 
 def history(console: Console, entries: list[dict[str, Any]]) -> None:
@@ -130,6 +158,10 @@ def replay_heading(primary: str, second: str | None) -> str:
         f"{'partition':<10} {'rows':>9}  {'cause':<9} {'decision':<9} {'verdict':<13} {'live':>4}   "
         f"{'champion':<15} {'frozen':<15} {'s':>6}   ({names})"
     )
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
 
 
 def _day(text: str | None) -> str:

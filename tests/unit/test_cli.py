@@ -58,7 +58,7 @@ def test_status_says_what_is_live_and_why() -> None:
         "complete",
         "2013-01-03",
     )
-    assert found["open_signals"] == ["new_data"]
+    assert found["open_signals"] == {"new_data": 1}
 
 
 def test_history_tells_every_rule() -> None:

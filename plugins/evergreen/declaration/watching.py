@@ -88,9 +88,14 @@ class Performance(Frozen):
 
 
 class Monitoring(Frozen):
-    """What is watched of a live version, over the newest ``window`` partitions together."""
+    """What is watched of a live version, over the newest ``window`` partitions together.
+
+    Labels that come, or are corrected, more than ``patience`` after their partition still teach
+    the next version, but are not measured any more.
+    """
 
     window: int = Field(default=1, ge=1, le=366)
+    patience: Duration = Field(default="90d", validate_default=True)
     min_rows: int = Field(default=200, ge=20)
     drift: Drift = Drift()
     performance: Performance = Performance()

@@ -201,7 +201,8 @@ class ScoreRow(Table):
 
 
 class LabelRow(Table):
-    """What was known of a scored partition's labels as of a moment."""
+    """What was known of a scored partition's labels as of a moment; ``pending`` ones have landed
+    but become known later."""
 
     __tablename__ = "labels"
     __table_args__ = (UniqueConstraint("model", "partition", "version", "as_of", "sequence"),)
@@ -213,6 +214,7 @@ class LabelRow(Table):
     sequence: Mapped[int]
     rows: Mapped[int]
     matured: Mapped[int]
+    pending: Mapped[int]
     uri: Mapped[str] = mapped_column(Text)
 
 

@@ -1,85 +1,29 @@
 """Arbitrate: read all open signals and decide whether to retrain.
 
-The arbiter is a pure function of a `Situation`: what is asked for, what happened before, and
-the declaration's triggers. The decision, its reasons and the signals it consumed are one ledger
+What is enough, and what holds it back, is `triggers.decide`; here is what it is given and what
+becomes of its answer. The decision, its reasons and the signals it consumed are one ledger
 transaction, keyed by the DAG run, so a repeat finds the first answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from croniter import croniter
 from sqlalchemy.orm import Session
 
-from evergreen.declaration import Declaration, format_duration
-from evergreen.declaration.schema import Budget
+from evergreen.declaration import Declaration
 from evergreen.ledger import records
 from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow, SignalRow
-from evergreen.lifecycle.contracts import Action, Decision
+from evergreen.lifecycle import escalation
+from evergreen.lifecycle.contracts import Decision
+from evergreen.lifecycle.triggers import CAUSES, Answer, Situation, Violated, decide
+from evergreen.lifecycle.windows import WATCHED, Watched, judged_for, obsolete, windows_of
 from evergreen.workspace import Workspace
 
-CAUSES = (
-    "manual",
-    "performance",
-    "drift",
-    "new_data",
-    "schedule",
-)  # the first one present names a run
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What the arbiter knows when it decides.
-
-    :ivar as_of: the moment it decides for.
-    :ivar causes: causes with an open signal.
-    :ivar new_rows: labelled rows that matured since the last training.
-    :ivar trained: when the trainings so far were decided, ascending; for the cooldown.
-    :ivar spent: when automatic retrains were decided, ascending, whatever became of them.
-    :ivar in_flight: runs of other decisions that have not ended.
-    """
-
-    as_of: datetime
-    causes: frozenset[str]
-    new_rows: int
-    trained: Sequence[datetime] = ()
-    spent: Sequence[datetime] = ()
-    in_flight: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the arbiter says. ``cause`` is set when it says retrain."""
-
-    action: Action
-    reasons: tuple[str, ...]
-    cause: str | None = None
-    until: datetime | None = None
-
-
-def decide(declaration: Declaration, situation: Situation) -> Answer:
-    """Decide, by the declared triggers. Reads nothing but its arguments."""
-    if situation.in_flight:
-        return Answer("suppress", (f"a retrain is under way: {', '.join(situation.in_flight)}",))
-    if not situation.causes:
-        return Answer("suppress", ("nothing asks for a retrain",))
-    if "manual" in situation.causes:
-        return Answer("retrain", ("a person asked: cooldown and budget don't apply",), "manual")
-    reasons = [
-        _heard(declaration, situation, cause) for cause in CAUSES if cause in situation.causes
-    ]
-    enough = [cause for cause, sufficient, _ in reasons if sufficient]
-    said = tuple(text for _, _, text in reasons)
-    if not enough:
-        return Answer("suppress", said)
-    for until, why in _holds(declaration, situation):
-        return Answer("suppress", (*said, why), until=until)
-    return Answer("retrain", (*said, *_allowances(declaration, situation)), enough[0])
 
 
 def arbitrate(
@@ -145,6 +89,7 @@ def conclude(
         if outcome == "failed" and known is not None:
             return known.outcome
         records.conclude(session, decision, outcome, detail)
+        escalation.review(session, declaration, decision.as_of)
         return outcome
 
 
@@ -182,11 +127,19 @@ def _decide_now(
     if manual is not None:
         records.raise_signal(session, model, "manual", run_id, moment, manual)
     _raise_schedule(session, declaration, moment, kept)
-    signals = records.open_signals(session, model)
+    escalation.review(session, declaration, moment)
+    standing = escalation.standing(session, declaration)
+    live = records.champion(session, model)
+    windows = windows_of(session, live) if live else []
+    every = {s: obsolete(s, live, windows) for s in records.open_signals(session, model)}
+    signals = [signal for signal, why in every.items() if why is None]
     situation = Situation(
         as_of=moment,
         causes=frozenset(s.cause for s in signals),
         new_rows=_new_rows(session, model, moment, last, learned),
+        violated={cause: _violated(declaration, cause, windows, signals) for cause in WATCHED},
+        stopped=standing.stopped.reason if standing.stopped else None,
+        bootstrapped=live is not None,
         trained=sorted(r.as_of for r in learned),
         spent=sorted(r.as_of for r in past if r.cause != "manual"),
         in_flight=[r.run_id for r in records.in_flight(session, model)],
@@ -202,20 +155,46 @@ def _decide_now(
         action=answer.action,
         cause=answer.cause,
         causes=[c for c in CAUSES if c in situation.causes],
-        reasons=[*_wishes(signals), *answer.reasons],
+        reasons=[*_wishes(signals), *_closed(every), *answer.reasons],
         as_of=moment,
         sequence=last,
         until=answer.until,
-        tune=tune,
+        tune=tune or (answer.cause in WATCHED and standing.futile > 0),
         override=override,
+        futile=standing.futile,
+        priority=standing.priority,
     )
     session.add(row)
     session.flush()
-    if answer.action == "retrain":
-        session.add_all(
-            ConsumedSignalRow(model=model, signal_id=s.id, decision_id=row.id) for s in signals
-        )
+    consumed = every if answer.action == "retrain" else [s for s, why in every.items() if why]
+    session.add_all(
+        ConsumedSignalRow(model=model, signal_id=s.id, decision_id=row.id) for s in consumed
+    )
     return row
+
+
+def _violated(
+    declaration: Declaration, cause: str, windows: Sequence[Watched], signals: Sequence[SignalRow]
+) -> Violated:
+    """The windows that a cause's trigger looks back on, and which of them ask for a retrain."""
+    trigger = declaration.triggers.drift if cause == "drift" else declaration.triggers.performance
+    if trigger is None:
+        return Violated()
+    asking = [s for s in signals if s.cause == cause]
+    by_window = {s.evidence["window"]: s for s in asking if "window" in s.evidence}
+    newest = judged_for(windows, cause)[-trigger.of :]
+    others = tuple(s.key for s in asking if "window" not in s.evidence)
+    return Violated(
+        windows=tuple(window.key for window in newest),
+        violating=(*(w.key for w in newest if w.key in by_window), *others),
+    )
+
+
+def _closed(signals: Mapping[SignalRow, str | None]) -> list[str]:
+    """What is no longer asked for; some of it, when it is much."""
+    closed = [why for why in signals.values() if why is not None]
+    more = [f"and {len(closed) - 3} more signals closed"] if len(closed) > 3 else []
+    return [*(f"closed: {why}" for why in closed[:3]), *more]
 
 
 def _wishes(signals: Sequence[SignalRow]) -> list[str]:
@@ -259,7 +238,9 @@ def _new_rows(
     """Labelled rows known by ``as_of`` that were not known at the last training."""
 
     def matured(moment: datetime, through: int) -> int:
-        rows: Sequence[PartitionRow] = records.latest_partitions(session, model, through)
+        rows: Sequence[PartitionRow] = records.latest_partitions(
+            session, model, through, source=None
+        )
         return sum(
             count
             for row in rows
@@ -269,60 +250,3 @@ def _new_rows(
 
     before = matured(learned[0].as_of, learned[0].sequence) if learned else 0
     return matured(as_of, last) - before
-
-
-def _heard(declaration: Declaration, situation: Situation, cause: str) -> tuple[str, bool, str]:
-    """Whether a cause is enough by itself, and the sentence that says so."""
-    trigger = declaration.triggers.new_data
-    if cause == "schedule":
-        return cause, True, f"schedule: {declaration.triggers.schedule} is due"
-    if cause != "new_data":
-        return cause, False, f"{cause}: not a declared trigger"
-    if trigger is None:
-        return cause, False, "new_data: arrived, but it is not a declared trigger"
-    sufficient = situation.new_rows >= trigger.min_rows
-    return (
-        cause,
-        sufficient,
-        (
-            f"new_data: {situation.new_rows:,} labels matured since the last training, "
-            f"{trigger.min_rows:,} needed"
-        ),
-    )
-
-
-def _holds(declaration: Declaration, situation: Situation) -> Iterator[tuple[datetime, str]]:
-    """What holds a justified retrain back, and until when."""
-    triggers = declaration.triggers
-    if situation.trained and triggers.cooldown:
-        until = max(situation.trained) + triggers.cooldown
-        if situation.as_of < until:
-            yield until, f"cooldown: {format_duration(triggers.cooldown)} since the last training"
-    if triggers.budget:
-        recent = _recent(declaration, situation)
-        if len(recent) >= triggers.budget.runs:
-            until = recent[-triggers.budget.runs] + triggers.budget.per
-            yield until, _spent(triggers.budget, recent)
-
-
-def _allowances(declaration: Declaration, situation: Situation) -> Iterator[str]:
-    triggers = declaration.triggers
-    if triggers.cooldown and situation.trained:
-        yield f"cooldown: {format_duration(triggers.cooldown)}, last training {max(situation.trained).isoformat()}"
-    if triggers.budget:
-        yield _spent(triggers.budget, _recent(declaration, situation))
-
-
-def _spent(budget: Budget, recent: Sequence[datetime]) -> str:
-    return f"budget: {len(recent)} of {budget.runs} runs spent in {format_duration(budget.per)}"
-
-
-def _recent(declaration: Declaration, situation: Situation) -> list[datetime]:
-    budget = declaration.triggers.budget
-    if budget is None:
-        return []
-    return [
-        moment
-        for moment in situation.spent
-        if situation.as_of - budget.per < moment <= situation.as_of
-    ]

@@ -64,5 +64,5 @@ def logged_answers(declaration: Declaration, rows: pd.DataFrame) -> Array:
     """The logged answers, shaped as `evergreen.lifecycle.metrics` says."""
     if declaration.task is not Task.MULTICLASS:
         return rows["prediction"].to_numpy("float64")
-    names = [name for name in rows.columns if str(name).startswith("prediction_")]
-    return rows[sorted(names, key=lambda name: int(name.rpartition("_")[2]))].to_numpy("float64")
+    several = sum(str(name).startswith("prediction_") for name in rows.columns)
+    return rows[[f"prediction_{k}" for k in range(several)]].to_numpy("float64")

@@ -1,11 +1,14 @@
 """The stages as Airflow operators: thin, one file a stage, named as in `evergreen.lifecycle`."""
 
 from evergreen.operators.arbitration import ArbitrateOperator, ConcludeRunOperator
+from evergreen.operators.drift import DetectDriftOperator
 from evergreen.operators.evaluation import EvaluateModelOperator
 from evergreen.operators.extraction import ExtractSnapshotOperator
 from evergreen.operators.gating import GateOperator
 from evergreen.operators.infrastructure import CheckInfrastructureOperator
 from evergreen.operators.ingestion import IngestPartitionsOperator
+from evergreen.operators.monitoring import JoinLabelsOperator, RaiseSignalsOperator
+from evergreen.operators.performance import MeasurePerformanceOperator
 from evergreen.operators.preparation import BuildFeaturesOperator
 from evergreen.operators.promotion import PromoteModelOperator
 from evergreen.operators.scoring import ScoreBatchOperator
@@ -17,11 +20,15 @@ __all__ = [
     "BuildFeaturesOperator",
     "CheckInfrastructureOperator",
     "ConcludeRunOperator",
+    "DetectDriftOperator",
     "EvaluateModelOperator",
     "ExtractSnapshotOperator",
     "GateOperator",
     "IngestPartitionsOperator",
+    "JoinLabelsOperator",
+    "MeasurePerformanceOperator",
     "PromoteModelOperator",
+    "RaiseSignalsOperator",
     "ScoreBatchOperator",
     "TrainModelOperator",
     "ValidateDataOperator",

@@ -24,27 +24,32 @@ class ApprovePromotionOperator(ApprovalOperator):
     A rejected approval leaves no return value, so who said no is kept under a key of its own.
 
     :param model: the model's declaration; ``gate.approval`` says on which verdicts to ask.
+    :param decision: the arbiter's decision. (templated)
     :param verdict: the verdict's reference. (templated)
     """
 
-    template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "verdict")
+    template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "decision", "verdict")
 
-    def __init__(self, *, model: Declaration, verdict: Any, **kwargs: Any) -> None:
+    def __init__(self, *, model: Declaration, decision: Any, verdict: Any, **kwargs: Any) -> None:
         kwargs.setdefault("subject", f"Promote the candidate of {model.name}?")
         kwargs.setdefault("body", "The gate's whole table is in the log of the task `gate`.")
         kwargs.setdefault("defaults", self.REJECT)
         kwargs.setdefault("response_timeout", ANSWER_WITHIN)
         super().__init__(**kwargs)
         self.model = model
+        self.decision = decision
         self.verdict = verdict
 
     def execute(self, context: Context) -> Any:
         """Ask, or pass at once on a verdict that needs no person."""
-        from evergreen.lifecycle.contracts import Verdict
+        from evergreen.lifecycle.contracts import Decision, Verdict
 
-        verdict = Verdict.load(WorkspaceHook().get_conn().store, self.verdict)
+        store = WorkspaceHook().get_conn().store
+        verdict = Verdict.load(store, self.verdict)
+        futile = Decision.load(store, self.decision).futile
         asked = self.model.gate.approval
-        if isinstance(asked, str) or verdict.verdict in asked.on:
+        occasions = {verdict.verdict, *(["escalated"] if futile else [])}
+        if isinstance(asked, str) or occasions & set(asked.on):
             self.log.info("waiting for a person: %s: %s", verdict.verdict, verdict.reason)
             return super().execute(context)
         self.log.info("%s needs no person; declared are %s", verdict.verdict, ", ".join(asked.on))
@@ -59,8 +64,10 @@ class ApprovePromotionOperator(ApprovalOperator):
         return super().execute_complete(context, event)
 
 
-def approval(model: Declaration, verdict: Any) -> list[ApprovePromotionOperator]:
+def approval(model: Declaration, decision: Any, verdict: Any) -> list[ApprovePromotionOperator]:
     """The task ``approve``, or nothing when the declaration never asks for a person."""
     if model.gate.approval == "never":
         return []
-    return [ApprovePromotionOperator(task_id="approve", model=model, verdict=verdict)]
+    return [
+        ApprovePromotionOperator(task_id="approve", model=model, decision=decision, verdict=verdict)
+    ]

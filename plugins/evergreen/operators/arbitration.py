@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DagRunState
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from evergreen.operators.base import DECLINED, REFUSED, StageOperator, moment
+from evergreen.declaration import Declaration
+from evergreen.operators.base import (
+    DECLINED,
+    REFUSED,
+    StageOperator,
+    ask_a_person,
+    escalations,
+    moment,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -20,6 +28,10 @@ class ArbitrateOperator(StageOperator):
     """Read all open signals and decide; everything downstream is skipped unless it says retrain."""
 
     stage = "arbitrate"
+
+    def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
+        kwargs.setdefault("outlets", [escalations(model)])
+        super().__init__(model=model, **kwargs)
 
     def run_stage(self, workspace: Workspace, context: Context) -> Decision:
         from evergreen.lifecycle.arbitration import arbitrate
@@ -46,6 +58,8 @@ class ArbitrateOperator(StageOperator):
     def finish(
         self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
+        if result.action == "investigate" and _to_be_asked(self.model, workspace):
+            ask_a_person(context, self.model)
         if result.action != "retrain":
             self.skip_rest(context, reference)
 
@@ -55,19 +69,36 @@ class ConcludeRunOperator(StageOperator):
 
     stage = "arbitrate"
 
+    def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
+        kwargs.setdefault("outlets", [escalations(model)])
+        super().__init__(model=model, **kwargs)
+
     def execute(self, context: Context) -> dict[str, Any] | None:
         from evergreen.hooks.workspace import WorkspaceHook
         from evergreen.lifecycle.arbitration import conclude
 
+        workspace, run_id = WorkspaceHook().get_conn(), context["dag_run"].run_id
         outcome = conclude(
             self.model,
-            WorkspaceHook().get_conn(),
-            context["dag_run"].run_id,
+            workspace,
+            run_id,
             refused=_said(context, REFUSED),
             declined=_said(context, DECLINED),
         )
         self.log.info("outcome: %s", outcome or "no retrain")
+        if _to_be_asked(self.model, workspace, run_id):
+            ask_a_person(context, self.model)
         return {"outcome": outcome}
+
+
+def _to_be_asked(model: Declaration, workspace: Workspace, run_id: str | None = None) -> bool:
+    """Whether automatic retraining waits for a person who has not said no; because of a run."""
+    from evergreen.lifecycle.escalation import open_escalation
+
+    stopped = open_escalation(model, workspace)
+    if stopped is None or (run_id is not None and stopped.run_id != run_id):
+        return False
+    return not stopped.answers or stopped.answers[-1] == "unanswered"
 
 
 def _said(context: Context, key: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from airflow.sdk import BaseOperator, SkipMixin
+from airflow.sdk import Asset, AssetAlias, BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException
 
 from evergreen.declaration import Declaration
@@ -94,6 +94,17 @@ class StageOperator(BaseOperator, SkipMixin):
             t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown
         ]
         self.skip(ti=context["ti"], tasks=tasks)
+
+
+def escalations(model: Declaration) -> AssetAlias:
+    """The outlet of a task that may have to ask a person: it emits only what is added to it."""
+    return AssetAlias(f"{model.name}/escalations")
+
+
+def ask_a_person(context: Context, model: Declaration) -> None:
+    """Start ``<model>.escalate``. A hint like every event: its task reads the ledger."""
+    events = context["outlet_events"][escalations(model)]
+    events.add(Asset(f"x-evergreen://{model.name}/escalations"))
 
 
 def block(stage: str, model: str, lines: Sequence[str]) -> str:

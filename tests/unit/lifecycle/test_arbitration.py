@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from evergreen.declaration import Declaration
 from evergreen.ledger import records
 from evergreen.ledger.tables import PartitionRow, PromotionRow
-from evergreen.lifecycle.arbitration import CAUSES, Situation, arbitrate, conclude, decide
+from evergreen.lifecycle.arbitration import arbitrate, conclude
 from evergreen.lifecycle.contracts import Decision
+from evergreen.lifecycle.triggers import CAUSES, Situation, Violated, decide
 from evergreen.workspace import Workspace
 from tests.builders import declare, workspace_in
 
@@ -21,17 +22,24 @@ NOW = datetime(2013, 6, 1, tzinfo=UTC)
 TRIGGERS = {
     "schedule": "@monthly",
     "new_data": {"min_rows": 100},
+    "performance": {"violations": 2, "of": 3},
+    "drift": {"violations": 2, "of": 3},
     "cooldown": "7d",
     "budget": {"runs": 2, "per": "30d"},
 }
 past = st.lists(st.integers(0, 90).map(lambda days: NOW - timedelta(days=days)), max_size=5).map(
     sorted
 )
+violated = st.lists(st.sampled_from(["w1", "w2", "w3"]), unique=True).map(
+    lambda keys: Violated(("w1", "w2", "w3"), tuple(keys))
+)
 situations = st.builds(
     Situation,
     as_of=st.just(NOW),
-    causes=st.frozensets(st.sampled_from(["manual", "schedule", "new_data"])),
+    causes=st.frozensets(st.sampled_from(CAUSES)),
     new_rows=st.integers(0, 300),
+    violated=st.fixed_dictionaries({"performance": violated, "drift": violated}),
+    stopped=st.sampled_from([None, None, "2 retrains in a row did not help"]),
     trained=past,
     spent=past,
     in_flight=st.lists(st.just("other"), max_size=1),
@@ -51,7 +59,31 @@ def test_never_two_at_once(situation: Situation) -> None:
 
 @given(situations)
 def test_nobody_asking_means_no_retrain(situation: Situation) -> None:
-    assert decide(declared(), replace(situation, causes=frozenset())).action == "suppress"
+    assert decide(declared(), replace(situation, causes=frozenset())).action != "retrain"
+
+
+@given(situations)
+def test_what_is_stopped_only_a_person_starts(situation: Situation) -> None:
+    stopped = replace(situation, stopped="it did not help", in_flight=())
+    answer = decide(declared(), stopped)
+    assert answer.action == ("retrain" if "manual" in situation.causes else "investigate")
+
+
+@given(situations)
+def test_drift_and_performance_need_their_violations_and_something_to_learn(
+    situation: Situation,
+) -> None:
+    answer = decide(declared(), situation)
+    if answer.cause in {"performance", "drift"}:
+        assert len(situation.violated[answer.cause].violating) >= 2
+        assert situation.new_rows > 0
+
+
+@given(situations, st.sampled_from(["performance", "drift"]))
+def test_more_violations_never_stop_a_retrain(situation: Situation, cause: str) -> None:
+    more = {**situation.violated, cause: Violated(("w1", "w2", "w3"), ("w1", "w2", "w3"))}
+    if decide(declared(), situation).action == "retrain":
+        assert decide(declared(), replace(situation, violated=more)).action == "retrain"
 
 
 @given(situations)
@@ -87,6 +119,15 @@ def test_an_answer_always_says_why(situation: Situation) -> None:
     assert all(answer.reasons)
     assert answer.reasons
     assert (answer.cause in CAUSES) == (answer.action == "retrain")
+
+
+def test_before_the_first_version_data_alone_is_enough() -> None:
+    """A model that only watches would wait for ever for its first version to go bad."""
+    watching = declared(schedule=None, new_data=None)
+    first = Situation(as_of=NOW, causes=frozenset({"new_data"}), new_rows=100, bootstrapped=False)
+    assert decide(watching, first).cause == "new_data"
+    assert decide(watching, replace(first, new_rows=99)).action == "suppress"
+    assert decide(watching, replace(first, bootstrapped=True)).action == "suppress"
 
 
 def test_too_few_rows_are_told_with_both_numbers() -> None:

@@ -29,6 +29,7 @@ from evergreen.lifecycle.contracts.decisions import (
     Verdict,
     VerdictName,
 )
+from evergreen.lifecycle.contracts.escalation import AnswerName, EscalationAnswer, EscalationReport
 from evergreen.lifecycle.contracts.monitoring import (
     ColumnDrift,
     Detection,
@@ -51,6 +52,7 @@ from evergreen.lifecycle.contracts.training import Evaluation, InfrastructureRep
 
 __all__ = [
     "Action",
+    "AnswerName",
     "Champion",
     "Check",
     "ColumnDrift",
@@ -59,6 +61,8 @@ __all__ = [
     "Detection",
     "DetectorState",
     "DriftReport",
+    "EscalationAnswer",
+    "EscalationReport",
     "Evaluation",
     "Feature",
     "FeaturePart",

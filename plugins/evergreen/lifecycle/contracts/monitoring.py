@@ -22,7 +22,7 @@ class WatchedPartition(Contract):
 
     ``predictions`` is its part of the prediction log. ``labels`` holds a label for every row that
     has one, also one that becomes known later: who reads compares ``label_timestamp`` with the
-    moment. ``before`` is what the last monitoring had known.
+    moment; ``pending`` of them are known later. ``before`` is what the last monitoring had known.
     """
 
     partition: str
@@ -34,6 +34,7 @@ class WatchedPartition(Contract):
     labels: str
     rows: int
     matured: int
+    pending: int = 0
     before: LabelsKnown | None = None
 
 
@@ -327,6 +328,7 @@ class MonitorReport(Result):
     futile: int = 0
     priority: str | None = None
     escalation: str | None = None
+    opened: bool = False
 
     def describe(self) -> Iterator[str]:
         yield f"measurements recorded: {self.measured}"

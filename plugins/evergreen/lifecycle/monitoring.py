@@ -1,0 +1,350 @@
+"""Monitor: put matured labels beside the prediction log; make signals of what was measured.
+
+What is to be measured is found by comparing the ledger's scores with its measurements, so it
+doesn't matter which event was lost or how many partitions came at once: the state at a moment
+follows from the data known then. A label that comes late, or is corrected, makes its window be
+measured again; the latest measurement of a window speaks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from evergreen.declaration import Declaration
+from evergreen.ledger import records
+from evergreen.ledger.tables import LabelRow, MeasurementRow, PartitionRow, ScoreRow
+from evergreen.lifecycle import escalation
+from evergreen.lifecycle.contracts import (
+    DetectorState,
+    DriftReport,
+    LabelReport,
+    LabelsKnown,
+    MonitorReport,
+    Origin,
+    Partition,
+    PerformanceReport,
+    RaisedSignal,
+    WatchedPartition,
+    Window,
+)
+from evergreen.lifecycle.labels import labels_of
+from evergreen.lifecycle.watched import known_labels
+from evergreen.lifecycle.windows import CAUSE_OF
+from evergreen.store import digest_of
+from evergreen.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def join_labels(
+    declaration: Declaration, workspace: Workspace, *, as_of: datetime | None = None
+) -> LabelReport | None:
+    """Find what was learned of the prediction log since the last monitoring.
+
+    :param as_of: labels that became known later don't count; the data watermark when None.
+    :returns: the partitions and windows to measure; None when nothing has been registered.
+    """
+    name = declaration.name
+    with workspace.ledger.read() as session:
+        moment = as_of or records.watermark(session, name)
+        if moment is None:
+            return None
+        through = records.sequence(session, name)
+        live = records.champion(session, name, moment)
+        rows = {row.key: row for row in records.latest_partitions(session, name, through)}
+        before = records.labels_known(session, name)
+        scores = _latest_scores(records.scores(session, name), rows, moment)
+        seen = {
+            (row.window, row.version, row.evidence["digest"])
+            for row in records.measurements(session, name, "drift")
+        }
+    watched = {
+        score.partition: _watch(
+            declaration,
+            workspace,
+            rows[score.partition],
+            score,
+            before.get((score.partition, score.version)),
+            moment,
+            through,
+        )
+        for score in scores
+    }
+    windows = [
+        window
+        for window in _windows(declaration, list(watched.values()), before, seen)
+        if window.fresh or window.learned
+    ]
+    needed = {key for window in windows for key in window.partitions}
+    versions = {window.version for window in windows}
+    return LabelReport(
+        model=name,
+        as_of=moment,
+        sequence=through,
+        live=live.version if live else None,
+        partitions=tuple(part for key, part in watched.items() if key in needed),
+        windows=tuple(windows),
+        origins=_origins(workspace, name, versions),
+    )
+
+
+def detector_states(declaration: Declaration, workspace: Workspace) -> dict[str, DetectorState]:
+    """The concept-drift detectors of each version, as the last monitoring left them."""
+    with workspace.ledger.read() as session:
+        rows = records.measurements(session, declaration.name, "concept")
+    latest = {row.version: row for row in sorted(rows, key=lambda row: row.id)}
+    return {v: DetectorState.model_validate(row.evidence["state"]) for v, row in latest.items()}
+
+
+def raise_signals(
+    declaration: Declaration,
+    workspace: Workspace,
+    labels: LabelReport,
+    drift: DriftReport,
+    performance: PerformanceReport,
+) -> MonitorReport:
+    """Write down what was measured and raise a signal for each cause a window violates.
+
+    One transaction: labels known, measurements, signals, and the stop of automatic retraining
+    when it was futile too often. A repeat writes nothing.
+    """
+    with workspace.ledger.write() as session:
+        records.lock(session, declaration.name)
+        for part in labels.partitions:
+            _record_labels(session, labels, part)
+        rows = [*_measured(labels, drift, performance)]
+        for row in rows:
+            records.put(session, row, "model", "kind", "window", "version", "as_of", "sequence")
+        signals = list(_raise(session, declaration, labels, rows))
+        escalation.review(session, declaration, labels.as_of)
+        now = escalation.standing(session, declaration)
+    return MonitorReport(
+        model=declaration.name,
+        as_of=labels.as_of,
+        sequence=labels.sequence,
+        measured=len(rows),
+        signals=tuple(signals),
+        futile=now.futile,
+        priority=now.priority,
+        escalation=now.stopped.reason if now.stopped else None,
+        opened=now.stopped is not None and now.stopped.as_of == labels.as_of,
+    )
+
+
+def _latest_scores(
+    scores: Sequence[ScoreRow], partitions: Mapping[str, PartitionRow], as_of: datetime
+) -> list[ScoreRow]:
+    """Each partition's latest score, by event time; of partitions that were over by ``as_of``."""
+    latest = {score.partition: score for score in scores}
+    known = [s for s in latest.values() if s.partition in partitions]
+    over = [s for s in known if partitions[s.partition].end <= as_of]
+    return sorted(over, key=lambda score: partitions[score.partition].start)
+
+
+def _watch(
+    declaration: Declaration,
+    workspace: Workspace,
+    row: PartitionRow,
+    score: ScoreRow,
+    before: LabelRow | None,
+    as_of: datetime,
+    through: int,
+) -> WatchedPartition:
+    """A scored partition beside its labels; read anew only where labels may have come."""
+    store, patience = workspace.store, declaration.monitoring.patience
+    uri = store.uri(_label_table(declaration, workspace, row, through))
+    if before is not None and row.end + patience < as_of:
+        uri, matured, pending = before.uri, before.matured, before.pending
+    elif before is not None and before.uri == uri and before.pending == 0:
+        matured, pending = before.matured, 0
+    else:
+        labels = _labels(declaration, workspace, row, uri, through)
+        matured = len(known_labels(labels, as_of))
+        pending = int((labels["label_timestamp"] > as_of).sum())
+    return WatchedPartition(
+        partition=score.partition,
+        revision=score.revision,
+        version=score.version,
+        start=row.start,
+        end=row.end,
+        predictions=score.uri,
+        labels=uri,
+        rows=score.rows,
+        matured=matured,
+        pending=pending,
+        before=LabelsKnown(uri=before.uri, as_of=before.as_of) if before else None,
+    )
+
+
+def _labels(
+    declaration: Declaration, workspace: Workspace, row: PartitionRow, uri: str, through: int
+) -> pd.DataFrame:
+    if not workspace.store.exists(uri):
+        labels = labels_of(declaration, workspace, Partition.from_row(row), through)
+        workspace.store.put_table(uri.removeprefix(f"{workspace.store.root}/"), labels)
+    return workspace.store.get_table(uri)
+
+
+def _label_table(
+    declaration: Declaration, workspace: Workspace, row: PartitionRow, through: int
+) -> str:
+    """The name of a partition's label table: from the digests of the files it is made of."""
+    sources, label = [row.digest], declaration.data.label
+    if label.uri is not None:
+        with workspace.ledger.read() as session:
+            landed = records.latest_partitions(session, declaration.name, through, records.LABELS)
+        reach = row.end + declaration.monitoring.patience
+        sources += [each.digest for each in landed if row.start < each.end and each.start <= reach]
+    return f"tables/labels/{digest_of({'label': label.model_dump(mode='json'), 'sources': sources})}.parquet"
+
+
+def _windows(
+    declaration: Declaration,
+    parts: Sequence[WatchedPartition],
+    before: Mapping[tuple[str, str], LabelRow],
+    seen: set[tuple[str, str, str]],
+) -> Iterator[Window]:
+    """The window that ends with each partition: it and those before it of the same version."""
+    length = declaration.monitoring.window
+    changed = {part.partition for part in parts if _changed(part, before)}
+    for last in range(len(parts)):
+        newest = parts[last]
+        chosen: list[WatchedPartition] = []
+        for part in reversed(parts[max(0, last - length + 1) : last + 1]):
+            if part.version != newest.version:
+                break
+            chosen.insert(0, part)
+        keys = tuple(part.partition for part in chosen)
+        yield Window(
+            key=newest.partition,
+            version=newest.version,
+            partitions=keys,
+            start=chosen[0].start,
+            end=newest.end,
+            fresh=(newest.partition, newest.version, window_digest(chosen)) not in seen,
+            learned=any(key in changed for key in keys),
+        )
+
+
+def window_digest(parts: Iterable[WatchedPartition]) -> str:
+    """What a window's answers are known by: a partition scored again makes it another one."""
+    return digest_of([[part.partition, part.revision, part.version] for part in parts])
+
+
+def _changed(part: WatchedPartition, before: Mapping[tuple[str, str], LabelRow]) -> bool:
+    row = before.get((part.partition, part.version))
+    return row is None or (row.matured, row.uri) != (part.matured, part.labels)
+
+
+def _origins(workspace: Workspace, model: str, versions: set[str]) -> dict[str, Origin]:
+    found = {}
+    with workspace.ledger.read() as session:
+        for version in sorted(versions):
+            row = records.promotion_of_version(session, model, version)
+            if row is not None and row.origin:  # versions promoted before origins were kept
+                found[version] = Origin.model_validate(row.origin)
+    return found
+
+
+def _record_labels(session: Session, report: LabelReport, part: WatchedPartition) -> None:
+    row = LabelRow(
+        model=report.model,
+        partition=part.partition,
+        revision=part.revision,
+        version=part.version,
+        as_of=report.as_of,
+        sequence=report.sequence,
+        rows=part.rows,
+        matured=part.matured,
+        pending=part.pending,
+        uri=part.labels,
+    )
+    records.put(session, row, "model", "partition", "version", "as_of", "sequence")
+
+
+def _measured(
+    labels: LabelReport, drift: DriftReport, performance: PerformanceReport
+) -> Iterator[MeasurementRow]:
+    windows = {window.key: window for window in labels.windows}
+    parts = {part.partition: part for part in labels.partitions}
+
+    def row(kind: str, key: str, **rest: object) -> MeasurementRow:
+        window = windows[key]
+        return MeasurementRow(
+            model=labels.model,
+            kind=kind,
+            window=key,
+            version=window.version,
+            start=window.start,
+            end=window.end,
+            as_of=labels.as_of,
+            sequence=labels.sequence,
+            **rest,
+        )
+
+    for found in drift.windows:
+        answered = [parts[key] for key in windows[found.window].partitions]
+        evidence = {"digest": window_digest(answered), **found.to_dict()}
+        yield row(
+            "drift", found.window, judged=found.skipped is None, violates=[*found.violates],
+            evidence=evidence,
+        )  # fmt: skip
+    for measured in performance.windows:
+        yield row(
+            "performance", measured.window, judged=measured.skipped is None,
+            violates=[*measured.violates], evidence=measured.to_dict(),
+        )  # fmt: skip
+    newest = {window.version: window.key for window in labels.windows}
+    for version, state in performance.detectors.items():
+        if version in newest:
+            yield row(
+                "concept", newest[version], judged=False, violates=[],
+                evidence={"state": state.to_dict()},
+            )  # fmt: skip
+
+
+def _raise(
+    session: Session, declaration: Declaration, labels: LabelReport, rows: Sequence[MeasurementRow]
+) -> Iterator[RaisedSignal]:
+    """A signal for each (cause, window, version), of versions that are live."""
+    causes: dict[tuple[str, str], list[str]] = {}
+    by_window = {row.window: row for row in rows}
+    for measurement in rows:
+        for found in measurement.violates:
+            told = _told(measurement, found)
+            causes.setdefault((CAUSE_OF[found], measurement.window), []).append(told)
+    for (cause, window), reasons in causes.items():
+        version = by_window[window].version
+        if version != labels.live:
+            continue
+        key = f"{window}/{version}"
+        evidence = {"window": window, "version": version, "reasons": reasons}
+        records.raise_signal(session, declaration.name, cause, key, labels.as_of, evidence)
+        yield RaisedSignal(cause=cause, key=key, window=window, reasons=tuple(reasons))
+
+
+def _told(row: MeasurementRow, found: str) -> str:
+    """One violation in words, for the person who asks why."""
+    evidence = row.evidence
+    if found == "inputs":
+        drifted = [c["column"] for c in evidence["columns"] if c["drifted"]]
+        return (
+            f"inputs: {', '.join(drifted[:5])} drifted, {evidence['share']:.0%} by importance "
+            f"(bound {evidence['share_bound']:.0%})"
+        )
+    if found == "prediction":
+        far = next(c for c in evidence["prediction"] if c["drifted"])
+        return f"prediction: {far['method']} {far['distance']:.3f} (bound {far['threshold']:g})"
+    if found == "target":
+        target = evidence["target"]
+        return (
+            f"target: {target['method']} {target['distance']:.3f} (bound {target['threshold']:g})"
+        )
+    if found == "concept":
+        return "concept: the stream of labelled errors rose"
+    return "performance: " + "; ".join(evidence["because"])

@@ -1,0 +1,320 @@
+"""When retraining doesn't help: what is futile, when it stops, and what a person changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evergreen.declaration import Declaration
+from evergreen.errors import ConflictError
+from evergreen.ledger import records
+from evergreen.ledger.tables import DecisionRow, MeasurementRow, PartitionRow, PromotionRow
+from evergreen.lifecycle import escalation
+from evergreen.lifecycle.arbitration import arbitrate
+from evergreen.lifecycle.windows import windows_of
+from evergreen.workspace import Workspace
+from tests.builders import declare, workspace_in
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Past:
+    """A model's past, written straight into its ledger, a day at a time."""
+
+    workspace: Workspace
+    declaration: Declaration
+    day: int = 0
+    version: int = 0
+    signals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def now(self) -> datetime:
+        return START + self.day * DAY
+
+    def window(self, *violates: str, judged: bool = True) -> str:
+        """A day that the live version answered, landed and measured."""
+        start, self.day = self.now, self.day + 1
+        key = f"{start:%Y-%m-%d}"
+        kind = "performance" if {"performance", "target", "concept"} & {*violates} else "drift"
+        maturity = {self.now.isoformat(): 100}
+        with self.workspace.ledger.write() as session:
+            session.add(
+                PartitionRow(
+                    model="example", key=key, revision=1, start=start, end=self.now, digest=key,
+                    rows=100, late=False, files={}, maturity=maturity, source="data",
+                )
+            )  # fmt: skip
+            for each in ("drift", "performance"):
+                session.add(
+                    MeasurementRow(
+                        model="example", kind=each, window=key, version=str(self.version),
+                        start=start, end=self.now, as_of=self.now, sequence=self.day,
+                        judged=judged, violates=[*violates] if each == kind else [], evidence={},
+                    )
+                )  # fmt: skip
+            for cause in {"performance" if v == "performance" else "drift" for v in violates}:
+                evidence = {"window": key, "version": str(self.version)}
+                records.raise_signal(
+                    session, "example", cause, f"{key}/{self.version}", self.now, evidence
+                )
+        return key
+
+    def promote(self, run_id: str) -> None:
+        self.version += 1
+        with self.workspace.ledger.write() as session:
+            session.add(
+                PromotionRow(
+                    model="example", position=self.version, run_id=run_id,
+                    version=str(self.version), replaced=None, kind="promote", reason="better",
+                    as_of=self.now, mlflow_run="r", model_uri="u", snapshot_uri="s",
+                    snapshot_digest="d", trained_through=self.now, origin={},
+                )
+            )  # fmt: skip
+
+    def decide(self, run_id: str | None = None) -> Any:
+        return arbitrate(self.declaration, self.workspace, run_id=run_id or f"run {self.day}")
+
+    def retrain(self, outcome: str) -> Any:
+        """Decide, and end the run so, when it is one."""
+        decision = self.decide()
+        if decision.action == "retrain":
+            if outcome == "promoted":
+                self.promote(decision.run_id)
+            with self.workspace.ledger.write() as session:
+                row = session.get_one(DecisionRow, decision.id)
+                records.conclude(session, row, outcome, "for the test")
+        return decision
+
+    def standing(self) -> escalation.Standing:
+        with self.workspace.ledger.read() as session:
+            return escalation.standing(session, self.declaration)
+
+    def answer(self, said: str) -> None:
+        found = escalation.open_escalation(self.declaration, self.workspace)
+        assert found is not None
+        escalation.answer(
+            self.declaration, self.workspace, found.id, run_id=f"answer {self.day}",
+            answer=said, person="ann", comment="seen",  # type: ignore[arg-type]  # a parameter
+        )  # fmt: skip
+
+
+@pytest.fixture
+def past(tmp_path: Path) -> Past:
+    """Version 1 is live; two of three drifting, or bad, days ask for a retrain."""
+    often = {"violations": 2, "of": 3}
+    declared = declare(tmp_path, triggers={"drift": often, "performance": often})
+    begun = Past(workspace_in(tmp_path), declared)
+    begun.promote("first")
+    return begun
+
+
+def test_drift_that_retraining_cant_mend_stops_at_p1_after_two_runs(past: Past) -> None:
+    """Each candidate is refused; the third time a person is asked, however long it goes on."""
+    actions, priorities = [], []
+    for _ in range(12):
+        past.window("inputs")
+        actions.append(past.retrain("reject").action)
+        priorities.append(past.standing().priority)
+    assert actions.count("retrain") == 2
+    assert actions[-8:] == ["investigate"] * 8
+    assert priorities[:2] == ["P3", "P2"]
+    assert priorities[-1] == "P1"
+    stopped = escalation.open_escalation(past.declaration, past.workspace)
+    assert stopped is not None
+    assert (stopped.futile, stopped.priority, stopped.answers) == (2, "P1", ())
+    assert "2 retrains in a row for drift did not help" in stopped.reason
+
+
+def test_the_second_attempt_tunes_again(past: Past) -> None:
+    past.window("inputs")
+    past.window("inputs")
+    first = past.retrain("inconclusive")
+    past.window("inputs")
+    past.window("inputs")
+    second = past.retrain("inconclusive")
+    assert [(d.action, d.tune, d.futile) for d in (first, second)] == [
+        ("retrain", False, 0),
+        ("retrain", True, 1),
+    ]
+
+
+def test_a_promoted_version_that_shows_it_again_was_futile_too(past: Past) -> None:
+    past.window("performance")
+    past.window("performance")
+    assert past.retrain("promoted").cause == "performance"
+    assert past.standing().futile == 0  # its first window has not been measured
+    past.window("performance")
+    assert (past.standing().futile, past.standing().priority) == (1, "P2")
+
+
+def test_a_promoted_version_whose_first_window_is_clean_was_useful(past: Past) -> None:
+    past.window("inputs")
+    past.window("inputs")
+    past.retrain("inconclusive")
+    past.window("inputs")
+    past.window("inputs")
+    past.retrain("promoted")
+    past.window()
+    assert (past.standing().futile, past.standing().priority) == (0, None)
+
+
+def test_what_went_away_by_itself_is_forgotten(past: Past) -> None:
+    past.window("inputs")
+    past.window("inputs")
+    past.retrain("reject")
+    past.window()
+    past.window()
+    assert past.standing().futile == 1
+    past.window()
+    assert (past.standing().futile, past.standing().priority) == (0, None)
+
+
+@pytest.mark.parametrize("outcome", ["failed", "abandoned", "refused", "declined"])
+def test_a_run_that_claims_nothing_is_not_futile(past: Past, outcome: str) -> None:
+    past.window("inputs")
+    past.window("inputs")
+    past.retrain(outcome)
+    assert past.standing().futile == 0
+
+
+def test_an_acknowledgement_lets_it_go_on_and_counts_anew(past: Past) -> None:
+    for _ in range(6):
+        past.window("inputs")
+        past.retrain("reject")
+    past.answer("acknowledged")
+    assert past.standing().futile == 0
+    past.window("inputs")
+    assert past.retrain("reject").action == "retrain"
+    assert past.standing().futile == 1
+
+
+@pytest.mark.parametrize("said", ["declined", "unanswered"])
+def test_no_and_silence_keep_it_stopped(past: Past, said: str) -> None:
+    for _ in range(6):
+        past.window("inputs")
+        past.retrain("reject")
+    past.answer(said)
+    assert past.standing().priority == "P1"
+    assert past.decide("later").action == "investigate"
+
+
+def test_an_answer_is_kept_once_and_only_for_the_models_own(past: Past, tmp_path: Path) -> None:
+    for _ in range(6):
+        past.window("inputs")
+        past.retrain("reject")
+    past.answer("declined")
+    past.answer("declined")
+    found = escalation.open_escalation(past.declaration, past.workspace)
+    assert found is not None
+    assert found.answers == ("declined",)
+    other = declare(tmp_path, name="other")
+    with pytest.raises(ConflictError, match="other has no escalation"):
+        escalation.answer(
+            other, past.workspace, found.id, run_id="x", answer="acknowledged", person=None,
+            comment="",
+        )  # fmt: skip
+
+
+def test_two_of_three_and_flapping(past: Past) -> None:
+    """Bad, good, bad is two of three; with three of four, every other day never is enough."""
+    past.window("inputs")
+    assert past.decide().action == "suppress"
+    past.window()
+    assert past.decide().action == "suppress"
+    past.window("inputs")
+    assert past.decide().action == "retrain"
+
+
+def test_every_other_day_is_never_three_of_four(tmp_path: Path) -> None:
+    declared = declare(tmp_path, triggers={"drift": {"violations": 3, "of": 4}})
+    past = Past(workspace_in(tmp_path), declared)
+    past.promote("first")
+    for day in range(12):
+        past.window(*(["inputs"] if day % 2 else []))
+        decision = past.decide()
+        assert decision.action == "suppress"
+    assert "drift: 2 of the last 4 windows violate" in decision.reasons[-1]
+
+
+def test_windows_without_enough_to_judge_by_are_not_looked_at(past: Past) -> None:
+    past.window("inputs")
+    past.window(judged=False)
+    past.window(judged=False)
+    past.window("inputs")
+    assert past.decide().action == "retrain"
+
+
+def test_signals_about_a_version_that_is_not_live_are_closed(past: Past) -> None:
+    """Raised while a retrain ran, or measured late: they say nothing about the new version."""
+    key = past.window("inputs")
+    past.window("inputs")
+    past.promote("by hand")
+    decision = past.decide()
+    assert decision.action == "suppress"
+    assert f"closed: drift in {key} was version 1's; version 2 is live" in decision.reasons
+    with past.workspace.ledger.read() as session:
+        assert not [s for s in records.open_signals(session, "example") if s.cause == "drift"]
+
+
+def test_a_violation_that_more_labels_withdrew_is_closed(past: Past) -> None:
+    key = past.window("performance")
+    with past.workspace.ledger.write() as session:
+        session.add(
+            MeasurementRow(
+                model="example", kind="performance", window=key, version="1", start=START,
+                end=START + DAY, as_of=past.now, sequence=99, judged=True, violates=[],
+                evidence={},
+            )
+        )  # fmt: skip
+    past.window("performance")
+    decision = past.decide()
+    assert decision.action == "suppress"
+    assert any("withdrawn when more labels were known" in reason for reason in decision.reasons)
+
+
+def test_a_thousand_signals_make_one_run(past: Past) -> None:
+    past.window()
+    with past.workspace.ledger.write() as session:
+        for number in range(1000):
+            records.raise_signal(session, "example", "drift", f"other/{number}", past.now, {})
+    decisions = [past.decide(f"event {number}").action for number in range(3)]
+    assert decisions == ["retrain", "suppress", "suppress"]
+    with past.workspace.ledger.read() as session:
+        assert len(records.in_flight(session, "example")) == 1
+        assert not records.open_signals(session, "example")
+
+
+def test_nothing_new_to_learn_from_means_no_retrain(past: Past) -> None:
+    """After a run that changed nothing, the same windows and new signals are not enough."""
+    past.window("inputs")
+    past.window("inputs")
+    past.retrain("inconclusive")
+    with past.workspace.ledger.write() as session:
+        for number in range(2):
+            records.raise_signal(session, "example", "drift", f"again/{number}", past.now, {})
+    decision = past.decide("again")
+    assert decision.action == "suppress"
+    assert "nothing new to learn from" in decision.reasons[-1]
+
+
+def test_a_version_that_came_back_is_judged_by_its_own_new_windows(past: Past) -> None:
+    past.window("inputs")
+    past.promote("second")
+    past.window()
+    with past.workspace.ledger.write() as session:
+        live = records.champion(session, "example")
+        assert live is not None
+        back = {c.name: getattr(live, c.name) for c in live.__table__.columns if c.name != "id"}
+        back |= {"position": 3, "version": "1", "run_id": "back", "kind": "rollback"}
+        session.add(PromotionRow(**{**back, "as_of": past.now}))
+    with past.workspace.ledger.read() as session:
+        live = records.champion(session, "example")
+        assert live is not None
+        assert windows_of(session, live) == []
+    assert any("before version 1 came back" in reason for reason in past.decide().reasons)
