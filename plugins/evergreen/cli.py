@@ -85,6 +85,35 @@ def history(model: Model, models: Models = MODELS, as_json: Json = False) -> Non
 
 
 @app.command()
+def acknowledge(
+    model: Model,
+    comment: Annotated[str, typer.Option(help="What you found; kept in the ledger.")],
+    person: Annotated[str | None, typer.Option(help="Who you are; your login if left out.")] = None,
+    models: Models = MODELS,
+) -> None:
+    """Let automatic retraining go on after it was stopped, as the task in Airflow does."""
+    from getpass import getuser
+
+    from evergreen.lifecycle.escalation import answer, open_escalation
+
+    declaration, workspace = _declared(models, model), Workspace.from_environment()
+    stopped = open_escalation(declaration, workspace)
+    if stopped is None:
+        raise EvergreenError(f"{model} is not stopped: there is nothing to acknowledge")
+    said = answer(
+        declaration,
+        workspace,
+        stopped.id,
+        run_id=f"cli__{os.urandom(6).hex()}",
+        answer="acknowledged",
+        person=person or getuser(),
+        comment=comment,
+    )
+    for line in said.describe():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="ingest, arbitrate, extract, …, gate, score")],
     model: Model,

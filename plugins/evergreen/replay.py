@@ -1,7 +1,7 @@
 """Replay history through a running Airflow: land one partition after the other, wait, report.
 
-The ledger says when a partition is settled: it is registered, the arbiter has decided on it,
-that decision's run has ended, and the champion has scored it. Airflow is only asked whether a
+The ledger says when a partition is settled: it is registered, the champion has scored it, it was
+watched, the arbiter has decided on it and that decision's run has ended. Airflow is only asked whether a
 run failed. Landing and triggering are harmless to repeat, so a broken replay goes on where it
 stopped.
 """
@@ -9,7 +9,7 @@ stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -20,7 +20,7 @@ from evergreen.airflow_client import AirflowClient
 from evergreen.declaration import Declaration
 from evergreen.errors import EvergreenError
 from evergreen.ledger import records
-from evergreen.ledger.tables import DecisionRow, PartitionRow, ScoreRow
+from evergreen.ledger.tables import DecisionRow, MeasurementRow, PartitionRow, ScoreRow
 from evergreen.lifecycle.contracts import Partition
 from evergreen.lifecycle.rows import (
     MAIN,
@@ -47,6 +47,10 @@ class ReplayError(EvergreenError):
 class Row:
     """What became of one partition.
 
+    :ivar drift: the importance-weighted share of drifted inputs; None when it wasn't watched.
+    :ivar violates: what was beyond its bound: ``inputs``, ``prediction``, ``performance``, …
+    :ivar estimated: the primary metric as it was estimated before labels.
+    :ivar priority: how urgent it is for a person, when the arbiter had decided.
     :ivar metrics: of the champion that was live when the partition began, and of the very first
         version (``frozen``), on the partition's labelled rows.
     :ivar champion_version: the version live after the partition's decision.
@@ -54,8 +58,12 @@ class Row:
 
     partition: str
     rows: int
+    drift: float | None
+    violates: list[str]
+    estimated: float | None
     cause: str | None
     decision: str
+    priority: str | None
     verdict: str | None
     reason: str
     champion_version: str | None
@@ -177,7 +185,10 @@ class Replay:
         ingest = self.airflow.dag_run(f"{name}.ingest", f"replay__{key}")
         failed = [ingest] if ingest["state"] == "failed" else []
         failed += [
-            run for run in self.airflow.dag_runs(f"{name}.score") if run["state"] == "failed"
+            run
+            for family in ("score", "monitor")
+            for run in self.airflow.dag_runs(f"{name}.{family}")
+            if run["state"] == "failed"
         ]
         for run in failed:
             raise ReplayError(
@@ -209,12 +220,15 @@ class Replay:
             outcome = records.outcome_of(session, decision.id)
             live = records.champion(session, name, decision.as_of)
             score = self._score(session, key)
+            watched = [m for m in records.measurements(session, name) if m.window == key]
         reason = verdict.reason if verdict else outcome.detail if outcome else decision.reasons[-1]
         return Row(
             partition=key,
             rows=partition.rows,
+            **_seen(watched, self.declaration.primary.name),
             cause=decision.cause,
             decision=decision.action,
+            priority=decision.priority,
             verdict=verdict.verdict if verdict else (outcome.outcome if outcome else None),
             reason=reason,
             champion_version=live.version if live else None,
@@ -253,3 +267,17 @@ class Replay:
         rows["label_timestamp"] = label_timestamps(self.declaration, raw).reindex(answered).array
         answers = answers_of(self._first, self.declaration.name, rows)
         return realised(self.declaration, self._first, rows, answers, partition.end)
+
+
+def _seen(rows: Sequence[MeasurementRow], primary: str) -> dict[str, Any]:
+    """What monitoring found in a window."""
+    drift = next(
+        (row.evidence["share"] for row in rows if row.kind == "drift" and row.judged), None
+    )
+    estimates = [row.evidence["estimated"] for row in rows if row.kind == "performance"]
+    estimated = estimates[-1].get(primary) if estimates else None
+    return {
+        "drift": drift,
+        "violates": sorted({found for row in rows for found in row.violates}),
+        "estimated": estimated and estimated["value"],
+    }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.dags
 
 REPOSITORY = DAGS.parent
-FAMILIES = ("ingest", "retrain", "score")
+FAMILIES = ("escalate", "ingest", "monitor", "retrain", "score")
 MODELS = [model.name for model in declared_models(REPOSITORY / "include" / "models")]
 EVERY = [f"{model}.{family}" for model in MODELS for family in FAMILIES]
 VENDORS = (
@@ -42,11 +42,19 @@ RETRAIN = {
     ("gate", "promote"), ("promote", "conclude"),
 }  # fmt: skip
 EDGES: dict[str, set[tuple[str, str]]] = {
+    "escalate": set(),
     "ingest": set(),
+    "monitor": {
+        ("join_labels", "detect_drift"), ("join_labels", "measure_performance"),
+        ("join_labels", "raise_signals"), ("join_labels", "announce"),
+        ("detect_drift", "raise_signals"), ("measure_performance", "raise_signals"),
+        ("raise_signals", "announce"),
+    },
     "retrain": RETRAIN,
     "score": {
         ("extract", "validate_data"), ("extract", "build_features"), ("extract", "score"),
-        ("validate_data", "build_features"), ("build_features", "score"),
+        ("extract", "announce"), ("validate_data", "build_features"),
+        ("build_features", "score"), ("score", "announce"),
     },
 }  # fmt: skip
 
@@ -150,7 +158,7 @@ def test_a_broken_model_is_an_import_error_and_the_others_stay(tmp_path: Path) -
     model(tmp_path, "typo", trainng={"estimator": "x"})
     model(tmp_path, "nonsense", data={"uri": "landing/all.parquet"})
     bag = parse(project.folder / "dags")
-    assert sorted(bag.dags) == ["good.ingest", "good.retrain", "good.score"]
+    assert sorted(bag.dags) == [f"good.{family}" for family in FAMILIES]
     assert list(bag.import_errors) == ["declarations.py"]
     said = bag.import_errors["declarations.py"]
     assert f"{project.models}/typo/model.yaml:" in said

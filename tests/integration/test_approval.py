@@ -72,7 +72,9 @@ def test_a_broken_model_is_reported_and_the_other_has_its_dags(airflow: AirflowC
     assert error["filename"] == "declarations.py"
     assert "broken/model.yaml" in error["stack_trace"]
     assert [dag["dag_id"] for dag in airflow.dags("example.")] == [
+        "example.escalate",
         "example.ingest",
+        "example.monitor",
         DAG_ID,
         "example.score",
     ]

@@ -159,6 +159,19 @@ class Project:
         """Run the score DAG as a new partition's asset event does."""
         return self._run("score", "asset_triggered", form)
 
+    def monitor(self) -> Run:
+        """Run the monitor DAG as it runs after every scoring."""
+        return self._run("monitor", "asset_triggered", {})
+
+    def live(self, **frames: pd.DataFrame) -> dict[str, Run]:
+        """What happens when a partition lands: ingest, score, monitor, retrain, in this order."""
+        return {
+            "ingest": self.ingest(**frames),
+            "score": self.score(),
+            "monitor": self.monitor(),
+            "retrain": self.retrain(),
+        }
+
     def _run(self, family: str, kind: str, form: dict[str, Any]) -> Run:
         return run_dag(self.folder / "dags", f"{self.name}.{family}", kind, form, self.home)
 

@@ -1,13 +1,15 @@
 """The metrics a declaration may name: which task each is for and which way is better.
 
-Names are scikit-learn's. How they are computed is `evergreen.lifecycle.metrics`; here is only
-what can be known without importing scikit-learn.
+Names are scikit-learn's, but for a model's own business figure. How they are computed is
+`evergreen.lifecycle.metrics`; here is only what can be known without importing scikit-learn or
+a model's module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Task(StrEnum):
@@ -25,11 +27,17 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name and what must be known of it to judge by it."""
+    """A metric's name and what must be known of it to judge by it.
+
+    :ivar function: of a model's own figure, the KPI: ``module:name`` in ``folder``, the model's.
+        It gives one value a row, and the figure is their mean. None for scikit-learn's.
+    """
 
     name: str
     tasks: frozenset[Task]
     greater_is_better: bool
+    function: str | None = None
+    folder: Path | None = None
 
     def improvement(self, champion: float, candidate: float) -> float:
         """How much better ``candidate`` is: positive is better, whichever way the metric runs."""

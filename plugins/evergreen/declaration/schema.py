@@ -324,7 +324,8 @@ class Declaration(Frozen):
         """
         kpi = self.evaluation.kpi
         if kpi is not None and name == kpi.name:
-            return Metric(name, frozenset({self.task}), kpi.greater_is_better)
+            tasks = frozenset({self.task})
+            return Metric(name, tasks, kpi.greater_is_better, kpi.function, self.folder)
         fitting = [m.name for m in METRICS.values() if self.task in m.tasks]
         if self.task not in METRICS[name].tasks:
             raise ValueError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Metric, Task
+from evergreen.declaration import METRICS, Metric, Task
 from evergreen.lifecycle.metrics import measure, row_losses
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ def paired_difference(
 
     rng = np.random.default_rng(seed)
     estimate = metric.improvement(
-        measure(metric.name, task, labels, other), measure(metric.name, task, labels, candidate)
+        measure(metric, task, labels, other), measure(metric, task, labels, candidate)
     )
-    mean = "mean_squared_error" if metric.name == "root_mean_squared_error" else metric.name
+    rooted = metric.name == "root_mean_squared_error"
+    mean = METRICS["mean_squared_error"] if rooted else metric
     ours, theirs = (row_losses(mean, task, labels, p) for p in (candidate, other))
     if ours is not None and theirs is not None:
-        finish = np.sqrt if mean != metric.name else np.asarray
+        finish = np.sqrt if rooted else np.asarray
         sampled = _resampled_means(np.column_stack([theirs, ours]), clusters, resamples, rng)
         draws = finish(sampled[:, 1]) - finish(sampled[:, 0])
         draws = draws if metric.greater_is_better else -draws
@@ -147,7 +148,7 @@ def _any_of(
         for count in counts:
             kept = count > 0
             theirs, ours = (
-                measure(metric.name, task, labels[kept], p[kept], count[kept])
+                measure(metric, task, labels[kept], p[kept], count[kept])
                 for p in (other, candidate)
             )
             drawn.append(metric.improvement(theirs, ours))

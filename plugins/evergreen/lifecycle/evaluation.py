@@ -229,7 +229,7 @@ def _importances(
     def score(estimator: Any, frame: pd.DataFrame, truth: Array) -> float:
         ask = estimator.predict_proba if declaration.task.classifies else estimator.predict
         return sign * measure(
-            metric.name, declaration.task, truth, shaped(declaration.task, ask(frame))
+            metric, declaration.task, truth, shaped(declaration.task, ask(frame))
         )
 
     found = {}

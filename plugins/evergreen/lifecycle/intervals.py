@@ -13,11 +13,11 @@ Bootstrap", 1993, chapter 13), moved to where the metric lies on the rows as the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Metric, Task
+from evergreen.declaration import METRICS, Metric, Task
 from evergreen.lifecycle.contracts import Interval
 from evergreen.lifecycle.metrics import classes_of, measure, row_losses
 
@@ -78,9 +78,9 @@ def interval(
     """
     import numpy as np
 
-    value = measure(metric, task, labels, predictions, weights)
+    value = _measured(metric, task, labels, predictions, weights)
     sums = _sums_of(metric, task, labels, predictions, weights)
-    (drawn,) = _draws((sums,), len(labels), clusters, how)
+    (drawn,) = _draws((sums,), units_of(len(labels), clusters, how.seed), how)
     centre = _once(sums, len(labels))
     return _around(value, drawn - centre, how.confidence) if np.isfinite(value) else None
 
@@ -102,9 +102,9 @@ def improvement(
     import numpy as np
 
     pair = (theirs, ours)
-    value = metric.improvement(*(measure(metric, task, labels, each) for each in pair))
+    value = metric.improvement(*(_measured(metric, task, labels, each, None) for each in pair))
     sums = [_sums_of(metric, task, labels, each, None) for each in pair]
-    drawn = metric.improvement(*_draws(sums, len(labels), clusters, how))
+    drawn = metric.improvement(*_draws(sums, units_of(len(labels), clusters, how.seed), how))
     centre = metric.improvement(*(_once(each, len(labels)) for each in sums))
     return _around(value, drawn - centre, how.confidence) if np.isfinite(value) else None
 
@@ -143,6 +143,34 @@ def widened(found: Interval, deviation: float, confidence: float) -> Interval:
     )
 
 
+def approximate(
+    metric: Metric, task: Task, labels: Array, predictions: Array, weights: Array | None = None
+) -> float:
+    """A metric by its sums alone: fast, and off by the bins' width for metrics that rank."""
+    return _once(_sums_of(metric, task, labels, predictions, weights), len(labels))
+
+
+def units_of(rows: int, clusters: Array | None, seed: int) -> Array:
+    """The unit that each row is drawn with, 0..u-1, shape (rows,)."""
+    import numpy as np
+
+    if clusters is not None:
+        return clusters
+    if rows <= UNITS:
+        return np.arange(rows)
+    return np.asarray(np.random.default_rng(seed).permutation(rows) % UNITS)
+
+
+def _measured(
+    metric: Metric, task: Task, labels: Array, predictions: Array, weights: Array | None
+) -> float:
+    import warnings
+
+    with warnings.catch_warnings():  # scikit-learn's, about a class that these rows don't hold
+        warnings.simplefilter("ignore")
+        return measure(metric, task, labels, predictions, weights)
+
+
 def _around(value: float, errors: Array, confidence: float) -> Interval | None:
     import numpy as np
 
@@ -161,16 +189,11 @@ def _once(sums: _Sums, rows: int) -> float:
     return float(sums.finish(sums.table(np.zeros(rows, dtype=np.int64), 1))[0])
 
 
-def _draws(
-    every: tuple[_Sums, ...] | list[_Sums], rows: int, clusters: Array | None, how: Resampling
-) -> list[Array]:
+def _draws(every: Sequence[_Sums], units: Array, how: Resampling) -> list[Array]:
     """Each metric in the same resamples, shape (resamples,) each."""
     import numpy as np
 
-    rng = np.random.default_rng(how.seed)
-    units = clusters
-    if units is None:
-        units = np.arange(rows) if rows <= UNITS else rng.permutation(rows) % UNITS
+    rng = np.random.default_rng([how.seed, 1])  # not the numbers that made the units
     count = int(units.max()) + 1
     tables = [sums.table(units, count) for sums in every]
     found: list[list[Array]] = [[] for _ in every]
@@ -213,11 +236,7 @@ def _sums_of(
 
 
 def _mean_of(metric: Metric) -> Metric:
-    from evergreen.declaration import METRICS
-
-    return (
-        METRICS["mean_squared_error"] if metric.name == "root_mean_squared_error" else metric
-    )
+    return METRICS["mean_squared_error"] if metric.name == "root_mean_squared_error" else metric
 
 
 def _columns(columns: list[Array], finish: Callable[[Array], Array]) -> _Sums:
@@ -240,7 +259,10 @@ def _confusion(name: str, task: Task, labels: Array, predictions: Array, w: Arra
 
     said, k = classes_of(task, predictions), 2 if task is Task.BINARY else predictions.shape[1]
     true, answered, hit = (
-        [w * ((labels == c) if what != 1 else True) * ((said == c) if what else True) for c in range(k)]
+        [
+            w * ((labels == c) if what != 1 else True) * ((said == c) if what else True)
+            for c in range(k)
+        ]
         for what in range(3)
     )
 

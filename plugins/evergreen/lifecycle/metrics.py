@@ -1,16 +1,19 @@
-"""How metrics are computed: scikit-learn's functions, one calling convention.
+"""How metrics are computed: scikit-learn's functions and a model's own, one calling convention.
 
 Throughout, ``labels`` are class indices 0..k-1 (or values for regression) of shape (n,), and
 ``predictions`` are: binary, the probability of class 1, shape (n,); multi-class, probabilities
 of shape (n, k); regression, values of shape (n,). ``weights`` of shape (n,) count how often a
-row stands in a resample.
+row stands in a resample. A model's KPI gets labels and predictions in these shapes and gives one
+value a row; it is the mean of them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Declaration, Task
+from evergreen.declaration import Declaration, Metric, Task
+from evergreen.errors import DeclarationError
+from evergreen.lifecycle.modules import load_function
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,12 +25,24 @@ PREDICTS_CLASSES = frozenset({"accuracy", "balanced_accuracy", "f1_macro"})
 
 
 def measure(
-    name: str, task: Task, labels: Array, predictions: Array, weights: Array | None = None
+    metric: Metric, task: Task, labels: Array, predictions: Array, weights: Array | None = None
 ) -> float:
     """One metric; NaN where these rows don't define it (ROC AUC of a single class).
 
-    :raises KeyError: for a name that `evergreen.declaration.METRICS` doesn't hold.
+    :raises DeclarationError: for a KPI whose function can't be used.
+    :raises KeyError: for a metric that is neither a KPI nor one of `evergreen.declaration.METRICS`.
     """
+    import numpy as np
+
+    if metric.function is not None:
+        values = own_values(metric, task, labels, predictions)
+        return float(np.average(values, weights=weights)) if len(values) else float("nan")
+    return _measure(metric.name, task, labels, predictions, weights)
+
+
+def _measure(
+    name: str, task: Task, labels: Array, predictions: Array, weights: Array | None
+) -> float:
     import numpy as np
     from sklearn import metrics
 
@@ -67,7 +82,8 @@ def measure_all(declaration: Declaration, labels: Array, predictions: Array) -> 
     import numpy as np
 
     values = {
-        name: measure(name, declaration.task, labels, predictions) for name in declaration.metrics
+        name: measure(declaration.metric(name), declaration.task, labels, predictions)
+        for name in declaration.metrics
     }
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
@@ -104,10 +120,16 @@ def classes_of(task: Task, predictions: Array) -> Array:
     return (predictions >= 0.5).astype(int) if task is Task.BINARY else predictions.argmax(axis=1)
 
 
-def row_losses(name: str, task: Task, labels: Array, predictions: Array) -> Array | None:
-    """Each row's share of a metric that is a mean over rows, shape (n,); None for other metrics."""
+def row_losses(metric: Metric, task: Task, labels: Array, predictions: Array) -> Array | None:
+    """Each row's share of a metric that is a mean over rows, shape (n,); None for other metrics.
+
+    :raises DeclarationError: for a KPI whose function can't be used.
+    """
     import numpy as np
 
+    name = metric.name
+    if metric.function is not None:
+        return own_values(metric, task, labels, predictions)
     if name == "log_loss":
         own = (
             np.where(labels == 1, predictions, 1 - predictions)
@@ -122,6 +144,43 @@ def row_losses(name: str, task: Task, labels: Array, predictions: Array) -> Arra
     if name == "mean_absolute_error":
         return np.asarray(np.abs(labels - predictions))
     return None
+
+
+def own_values(metric: Metric, task: Task, labels: Array, predictions: Array) -> Array:
+    """What a model's KPI says of each row, shape (n,), float64.
+
+    The function gets copies: what it does to them changes no other measurement.
+
+    :raises DeclarationError: when the function is not there, raises, or gives anything but one
+        finite number a row.
+    """
+    import numpy as np
+
+    assert metric.function is not None and metric.folder is not None  # noqa: S101 - a KPI has both
+    function = load_function(metric.folder, metric.function)
+    module, _, name = metric.function.partition(":")
+    where = f"{metric.folder / module}.py: {name}, the KPI {metric.name},"
+    allowed = (
+        f"It gets labels of shape ({len(labels)},) and predictions of shape {predictions.shape}, "
+        f"and returns one finite number for each row, shape ({len(labels)},)."
+    )
+    known = labels.astype(int) if task.classifies else labels.copy()
+    try:
+        given = function(known, predictions.copy())
+        values = np.asarray(given, dtype=float)
+    except Exception as error:  # whatever a model's own code raises, said with its place
+        raise DeclarationError(f"{where} raised {type(error).__name__}: {error}. {allowed}") from error
+    if values.shape != (len(labels),):
+        found = f"{type(given).__name__} of shape {values.shape}"
+        raise DeclarationError(f"{where} returned {found}. {allowed}")
+    if not np.isfinite(values).all():
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        count = int((~np.isfinite(values)).sum())
+        raise DeclarationError(
+            f"{where} returned {values[first]} for row {first} (label {labels[first]}, prediction "
+            f"{predictions[first]}), and {count:,} such values in all. {allowed}"
+        )
+    return values
 
 
 def _f1_macro(labels: Array, answers: Array, sample_weight: Array | None) -> float:

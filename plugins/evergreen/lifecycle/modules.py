@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,18 +26,47 @@ def load_module(declaration: Declaration, name: str) -> ModuleType:
 
     :raises DeclarationError: when the file is missing, or fails while it is loaded.
     """
-    folder = declaration.folder
+    return load_from(declaration.folder, declaration.name, name)
+
+
+def load_from(folder: Path, model: str, name: str) -> ModuleType:
+    """A module of the folder of ``model``, as `load_module` gives it."""
     file = folder / f"{name}.py"
     if not file.is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "no Python file"
         raise DeclarationError(
-            f"{file}: no such file, though {declaration.name} declares it; the folder has {there}. "
+            f"{file}: no such file, though {model} declares it; the folder has {there}. "
             "Add the file, or correct the declaration."
         )
-    full = f"evergreen_models.{declaration.name}.{name}.{_digest(folder, '.py')[:16]}"
+    full = f"evergreen_models.{model}.{name}.{_digest(folder, '.py')[:16]}"
     if full not in sys.modules:
         _execute(full, file)
     return sys.modules[full]
+
+
+def load_function(folder: Path, spec: str) -> Callable[..., Any]:
+    """The function ``module:name`` of a model's folder, which bears the model's name.
+
+    It costs a digest of the folder's Python; the module is executed once for each content.
+
+    :raises DeclarationError: when the module can't be loaded, or has no such function.
+    """
+    module, _, name = spec.partition(":")
+    loaded = load_from(folder, folder.name, module)
+    function = getattr(loaded, name, None)
+    if not callable(function):
+        own = sorted(
+            key
+            for key, value in vars(loaded).items()
+            if isfunction(value) and value.__module__ == loaded.__name__
+        )
+        found = "nothing" if function is None else f"{type(function).__name__} {function!r:.80}"
+        raise DeclarationError(
+            f"{folder / module}.py: {name} is {found}, though {folder.name} declares {spec}; the "
+            f"module has the functions {', '.join(own) or 'none'}. Define {name}, or correct the "
+            "declaration."
+        )
+    return function  # type: ignore[no-any-return]  # a model's own function
 
 
 def code_digest(declaration: Declaration) -> str:

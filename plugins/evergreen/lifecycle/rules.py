@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evergreen.declaration import METRICS
+from evergreen.declaration import Metric
 from evergreen.lifecycle.bootstrap import Difference
 from evergreen.lifecycle.contracts import Rule
 from evergreen.lifecycle.evidence import Evidence
@@ -81,7 +81,8 @@ def quality(evidence: Evidence) -> Iterator[Rule]:
         passed=bool(difference and difference.low > 0),
     )
     for metric, floor in declaration.gate.floors.items():
-        yield _floor(f"floor {metric}", metric, evaluation.metrics["candidate"].get(metric), floor)
+        value = evaluation.metrics["candidate"].get(metric)
+        yield _floor(f"floor {metric}", declaration.metric(metric), value, floor)
     for metric, floor in declaration.gate.slice_floors.items():
         for column in declaration.evaluation.slices:
             yield from _slice_floors(evidence, metric, column, floor)
@@ -89,8 +90,8 @@ def quality(evidence: Evidence) -> Iterator[Rule]:
         yield _disparity(evidence, fairness.column, fairness.disparity_at_most)
 
 
-def _floor(name: str, metric: str, value: float | None, floor: float) -> Rule:
-    greater = METRICS[metric].greater_is_better
+def _floor(name: str, metric: Metric, value: float | None, floor: float) -> Rule:
+    greater = metric.greater_is_better
     passed = value is not None and (value >= floor if greater else value <= floor)
     return Rule(
         name=name,
@@ -101,6 +102,7 @@ def _floor(name: str, metric: str, value: float | None, floor: float) -> Rule:
 
 
 def _slice_floors(evidence: Evidence, metric: str, column: str, floor: float) -> Iterator[Rule]:
+    measured = evidence.declaration.metric(metric)
     minimum = evidence.declaration.evaluation.min_slice_rows
     slices = evidence.evaluation.slices.get(column, {}) if evidence.evaluation else {}
     judged = {value: found for value, found in slices.items() if found["rows"] >= minimum}
@@ -112,7 +114,8 @@ def _slice_floors(evidence: Evidence, metric: str, column: str, floor: float) ->
             passed=False,
         )
     for value, found in judged.items():
-        yield _floor(f"floor {metric} where {column} = {value}", metric, found.get(metric), floor)
+        name = f"floor {metric} where {column} = {value}"
+        yield _floor(name, measured, found.get(metric), floor)
 
 
 def _disparity(evidence: Evidence, column: str, bound: float) -> Rule:

@@ -169,7 +169,7 @@ def _scorer(lesson: Lesson) -> Any:
         model = recipe.model_
         if task.classifies and len(model.estimator.classes_) < len(lesson.values):
             return float("nan")
-        return sign * measure(metric.name, task, targets, model.predict(rows))
+        return sign * measure(metric, task, targets, model.predict(rows))
 
     return score
 

@@ -124,7 +124,7 @@ def test_every_metric_tells_the_better_from_the_worse(name: str, task: Task) -> 
     assert found.low > 0
     assert found.low <= found.estimate <= found.high
     assert METRICS[name].improvement(
-        measure(name, task, labels, bad), measure(name, task, labels, good)
+        measure(METRICS[name], task, labels, bad), measure(METRICS[name], task, labels, good)
     ) == pytest.approx(found.estimate)
 
 

@@ -201,10 +201,13 @@ class Interval(Contract):
 class Detection(Contract):
     """A change that a detector saw in the stream of labelled errors.
 
-    ``window`` holds the row at which it was seen; ``before`` and ``after`` are mean errors.
+    ``window`` is the partition of the row at which it was seen, ``at`` when that row's label
+    became known. ``before`` and ``after`` are mean errors: log loss, absolute error, or (``ddm``)
+    the share of wrong classes.
     """
 
     detector: str
+    version: str = ""
     window: str
     at: AwareDatetime
     before: float
@@ -215,7 +218,7 @@ class Detection(Contract):
 class DetectorState(Contract):
     """Concept-drift detectors after ``rows`` labelled errors of one version.
 
-    ``worse_since`` is the partition in which the error was last seen to rise, until it falls.
+    ``worse_since`` is the partition in which the error was seen to rise, until it falls.
     """
 
     version: str
@@ -232,7 +235,8 @@ class WindowPerformance(Contract):
     a model that knows only the reference's labels would have shown on the same matured rows.
     ``slices[column][value]`` is the primary metric with its interval; ``slice_rows`` alike.
     ``violates`` may hold ``performance``, ``target`` and ``concept``; ``basis`` says on what the
-    first rests.
+    first rests. ``unseen`` of the matured rows have a class that the version never saw: no metric
+    counts them. ``notes`` say how numbers came about, and why some are missing.
     """
 
     window: str
@@ -253,6 +257,8 @@ class WindowPerformance(Contract):
     basis: Literal["realised", "estimated", "nothing"] = "nothing"
     violates: tuple[str, ...] = ()
     because: tuple[str, ...] = ()
+    unseen: int = 0
+    notes: tuple[str, ...] = ()
     skipped: str | None = None
 
     def lines(self) -> Iterator[str]:
@@ -279,10 +285,12 @@ class WindowPerformance(Contract):
             yield f"  calibration error: {self.calibration['expected_calibration_error']:.4f}" + (
                 f", at promotion {before:.4f}" if before is not None else ""
             )
+        yield from (f"  {note}" for note in self.notes)
         if self.skipped:
-            yield f"  not judged: {self.skipped}"
-        else:
-            yield f"  violates: {', '.join(self.violates) or 'nothing'} (by {self.basis} {self.metric})"
+            yield f"  not judged by {self.metric}: {self.skipped}"
+        if self.violates or not self.skipped:
+            basis = "" if self.skipped else f" (by {self.basis} {self.metric})"
+            yield f"  violates: {', '.join(self.violates) or 'nothing'}{basis}"
         yield from (f"    {reason}" for reason in self.because)
 
 

@@ -1,0 +1,399 @@
+"""Does the relation of inputs to labels change? Detectors on the stream of labelled errors.
+
+A label that becomes known makes one error known; errors are taken in the order in which their
+labels became known, each row's first label once. So labels in pieces, as monitoring finds them,
+and all at once, as a backfill does, are the same stream and give the same detections. What the
+detectors know between two monitorings is kept as numbers in a JSON object under its sha256.
+
+Detectors are river's: ADWIN (A. Bifet and R. Gavaldà 2007), Page-Hinkley (E. S. Page 1954) and
+DDM (J. Gama et al. 2004), which sees rises only and is therefore given a twin.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from evergreen.declaration import METRICS, Declaration, Task
+from evergreen.errors import CorruptError
+from evergreen.lifecycle.contracts import Detection, DetectorState, LabelReport, WatchedPartition
+from evergreen.lifecycle.fitted import class_indices, plain_name
+from evergreen.lifecycle.metrics import classes_of, row_losses
+from evergreen.lifecycle.watched import known_labels, logged_answers
+from evergreen.store import Store
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import numpy as np
+    import pandas as pd
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+LEAST_CHANCE = 0.01  # log loss counts as if no chance were smaller: no row dominates
+MOST_TIMES = 10.0  # an absolute error counts up to so many times the holdout's mean
+_BLOCKS = 64
+_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Errors as shares of the largest that counts, which ADWIN's bound is proven for.
+
+    :ivar largest: that error: nats of log loss, or the label's unit.
+    :ivar deviation: the standard deviation of the holdout's errors, as shares.
+    :ivar classes: the names of the version's classes; none for regression.
+    """
+
+    largest: float
+    deviation: float
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, task: Task, labels: Array, answers: Array, classes: tuple[str, ...] = ()
+    ) -> Yardstick:
+        """From what the version showed on its holdout, shaped as metrics want it."""
+        import numpy as np
+
+        if task.classifies:
+            largest = float(-np.log(LEAST_CHANCE))
+        else:
+            largest = MOST_TIMES * (float(np.abs(labels - answers).mean()) or 1.0)
+        bare = cls(largest, 0.0, classes)
+        return cls(largest, max(float(bare.shares(task, labels, answers).std()), 0.01), classes)
+
+    def shares(self, task: Task, labels: Array, answers: Array) -> Array:
+        """Each row's error, 0 to 1, shape (n,)."""
+        import numpy as np
+
+        metric = METRICS["log_loss" if task.classifies else "mean_absolute_error"]
+        losses = row_losses(metric, task, labels, answers)
+        assert losses is not None  # noqa: S101 - both are means over rows
+        return np.asarray(np.minimum(losses / self.largest, 1.0))
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Labelled errors in the order in which they became known, one a row.
+
+    :ivar shares: as `Yardstick` measures them, shape (n,).
+    :ivar wrong: whether the answered class was another, shape (n,); None for regression.
+    :ivar partitions: the key of each row's partition; ``at`` is when its label became known.
+    """
+
+    shares: Array
+    wrong: Array | None
+    partitions: Sequence[str]
+    at: Sequence[datetime]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """The detectors after new errors, and what they saw."""
+
+    state: DetectorState
+    detections: tuple[Detection, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def watch(
+    declaration: Declaration,
+    store: Store,
+    report: LabelReport,
+    version: str,
+    yardstick: Yardstick,
+    before: DetectorState | None,
+) -> Concept | None:
+    """Let a version's detectors see the errors that became known since the last monitoring.
+
+    :param before: as that monitoring left them; None at first.
+    :returns: None when no error is new.
+    :raises CorruptError: when the kept state isn't what was written.
+    """
+    parts = [part for part in report.partitions if part.version == version]
+    errors = new_errors(declaration, store, parts, report.as_of, yardstick)
+    return follow(declaration, store, version, errors, yardstick, before) if errors else None
+
+
+def new_errors(
+    declaration: Declaration,
+    store: Store,
+    parts: Iterable[WatchedPartition],
+    as_of: datetime,
+    yardstick: Yardstick,
+) -> Errors | None:
+    """The errors of rows whose first label became known since ``before``; None without any.
+
+    A class that the version never saw is the largest error: it gave that class no chance.
+    """
+    import pandas as pd
+
+    frames = [_new_labels(store, part, as_of) for part in parts]
+    frames = [frame for frame in frames if len(frame)]
+    if not frames:
+        return None
+    rows = pd.concat(frames, ignore_index=True)
+    rows = rows.sort_values(["label_timestamp", "partition", "row_id"], ignore_index=True)
+    shares, wrong = _measured(declaration.task, rows, logged_answers(declaration, rows), yardstick)
+    return Errors(
+        shares,
+        wrong if declaration.task.classifies else None,
+        rows["partition"].tolist(),
+        rows["label_timestamp"].dt.to_pydatetime().tolist(),
+    )
+
+
+def _new_labels(store: Store, part: WatchedPartition, as_of: datetime) -> pd.DataFrame:
+    labels = store.get_table(part.labels)
+    known = labels[labels["label"].notna() & (labels["label_timestamp"] <= as_of)]
+    first = known.sort_values(["row_id", "label_timestamp"], kind="stable")
+    first = first.drop_duplicates("row_id", keep="first")
+    if part.before is not None:
+        seen = known_labels(store.get_table(part.before.uri), part.before.as_of)["row_id"]
+        first = first[~first["row_id"].isin(seen)]
+    if first.empty:
+        return first
+    log = store.get_table(part.predictions)
+    answers = [name for name in log.columns if str(name).startswith("prediction")]
+    columns = first[["row_id", "label", "label_timestamp"]]
+    return columns.merge(log[["row_id", *answers]], on="row_id").assign(partition=part.partition)
+
+
+def _measured(
+    task: Task, rows: pd.DataFrame, answers: Array, yardstick: Yardstick
+) -> tuple[Array, Array]:
+    import numpy as np
+
+    shares, wrong = np.ones(len(rows)), np.ones(len(rows))
+    if not task.classifies:
+        return yardstick.shares(task, rows["label"].to_numpy("float64"), answers), wrong
+    seen = rows["label"].map(plain_name).isin(yardstick.classes).to_numpy()
+    if seen.any():
+        labels = class_indices(rows.loc[seen, "label"], yardstick.classes)
+        shares[seen] = yardstick.shares(task, labels, answers[seen])
+        wrong[seen] = classes_of(task, answers[seen]) != labels
+    return shares, wrong
+
+
+def follow(
+    declaration: Declaration,
+    store: Store,
+    version: str,
+    errors: Errors,
+    yardstick: Yardstick,
+    before: DetectorState | None,
+) -> Concept:
+    """Give errors to the detectors, and keep what these know then.
+
+    :raises CorruptError: as `watch`.
+    """
+    names = [
+        n for n in declaration.monitoring.drift.concept if n != "ddm" or errors.wrong is not None
+    ]
+    left = set(declaration.monitoring.drift.concept) - set(names)
+    notes = ["DDM counts wrong classes; a regression has none, so it is left out"] if left else []
+    kept, note = _read(store, before)
+    notes += note
+    found: list[tuple[int, Detection]] = []
+    written = {}
+    for name in names:
+        watcher = _Watcher(name, yardstick.deviation)
+        if name in kept:
+            watcher.restore(kept[name])
+        values = errors.wrong if name == "ddm" else errors.shares
+        unit = 1.0 if name == "ddm" else yardstick.largest
+        assert values is not None  # noqa: S101 - DDM is left out where nothing can be wrong
+        for place, old, new in watcher.follow(values.tolist()):
+            seen = Detection(
+                detector=name,
+                version=version,
+                window=errors.partitions[place],
+                at=errors.at[place],
+                before=old * unit,
+                after=new * unit,
+                worse=new > old,
+            )
+            found.append((place, seen))
+        written[name] = watcher.state()
+    detections = tuple(seen for _, seen in sorted(found, key=lambda each: each[0]))
+    since = before.worse_since if before else None
+    for seen in detections:
+        since = (since or seen.window) if seen.worse else None
+    uri, sha = _write(store, written)
+    rows = (before.rows if before else 0) + len(errors.partitions)
+    state = DetectorState(version=version, uri=uri, sha256=sha, rows=rows, worse_since=since)
+    return Concept(state, detections, tuple(notes))
+
+
+def _write(store: Store, written: dict[str, Any]) -> tuple[str, str]:
+    import river
+
+    document = {"river": river.__version__, "detectors": written}
+    content = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    uri, sha, _ = store.put_object(BytesIO(content))
+    return uri, sha
+
+
+def _read(store: Store, before: DetectorState | None) -> tuple[dict[str, Any], list[str]]:
+    """What each detector knew. Numbers of another river may mean something else: begin anew."""
+    import river
+
+    if before is None:
+        return {}, []
+    content = store.read_bytes(before.uri)
+    if (found := hashlib.sha256(content).hexdigest()) != before.sha256:
+        raise CorruptError(
+            f"{before.uri}, the concept-drift detectors of version {before.version}, hashes to "
+            f"{found[:12]} where {before.sha256[:12]} was written: it was changed. Restore it from "
+            "a backup, or monitor from the beginning to make it anew."
+        )
+    document = json.loads(content)
+    if (kept := document["river"]) != river.__version__:
+        return {}, [f"river is {river.__version__}, detectors of {kept} were kept: they begin anew"]
+    return dict(document["detectors"]), []
+
+
+class _TwoSidedDdm:
+    """DDM, and, from a rise on, its twin on right answers, which sees the fall.
+
+    :param warm_start: rows before anything is detected. The authors' 30 calls an error rate that
+        was low for thirty rows by luck a minimum, and then detects the return to normal.
+    """
+
+    def __init__(self, warm_start: int) -> None:
+        self._start = warm_start
+        self.rise, self.fall = self._new(), None
+        self.drift_detected = False
+
+    def _new(self) -> Any:
+        from river.drift.binary import DDM
+
+        return DDM(warm_start=self._start)
+
+    def update(self, wrong: float) -> None:
+        if self.fall is not None:
+            self.fall.update(not wrong)
+            if self.fall.drift_detected:
+                self.rise, self.fall, self.drift_detected = self._new(), None, True
+                return
+        self.rise.update(bool(wrong))
+        self.drift_detected = self.rise.drift_detected
+        if self.drift_detected:
+            self.fall = self._new()
+
+
+def _detector(name: str, deviation: float) -> Any:
+    """A new detector, for values of this standard deviation.
+
+    Page-Hinkley tolerates a shift of a tenth of it and detects when shifts beyond that add up to
+    fifty: a stationary stream crosses that once in 10^5 to 10^6 rows (D. Siegmund, "Sequential
+    Analysis", 1985, chapter 2), and half a deviation more error takes some 125 rows.
+    """
+    from river.drift import ADWIN, PageHinkley
+
+    if name == "adwin":
+        return ADWIN()
+    if name == "page_hinkley":
+        return PageHinkley(delta=0.1 * deviation, threshold=50.0 * deviation, alpha=1.0)
+    return _TwoSidedDdm(warm_start=300)
+
+
+@dataclass
+class _Watcher:
+    """A detector, and the sums of values since it last detected, to say what changed.
+
+    :ivar size: values a block; ``blocks`` are their sums, so many that two halves can be told.
+    """
+
+    name: str
+    deviation: float
+    detector: Any = None
+    size: int = _BLOCK
+    blocks: list[float] = field(default_factory=list)
+    rows: int = 0
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.detector = _detector(self.name, self.deviation)
+
+    def follow(self, values: Sequence[float]) -> Iterator[tuple[int, float, float]]:
+        """See values; where a change is detected: its place, and the means before and after."""
+        detector, update = self.detector, self.detector.update
+        for place, value in enumerate(values):
+            update(value)
+            self.rows += 1
+            self.total += value
+            if self.rows == self.size:
+                self._close()
+            if detector.drift_detected:
+                yield place, *self._halves()
+                self.size, self.blocks, self.rows, self.total = _BLOCK, [], 0, 0.0
+
+    def _close(self) -> None:
+        self.blocks.append(self.total)
+        self.rows, self.total = 0, 0.0
+        if len(self.blocks) == _BLOCKS:
+            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
+            self.size *= 2
+
+    def _halves(self) -> tuple[float, float]:
+        """The means before and after the likeliest change: where the sum of deviations from the
+        mean is furthest from 0 (D. V. Hinkley 1970)."""
+        import numpy as np
+
+        rows = np.cumsum([self.size] * len(self.blocks) + [self.rows])
+        sums = np.cumsum([*self.blocks, self.total])
+        inner = rows[:-1] < rows[-1]
+        away = np.abs(sums - rows * sums[-1] / rows[-1])[:-1] * inner
+        if not inner.any():
+            return float(sums[-1] / rows[-1]), float(sums[-1] / rows[-1])
+        at = int(away.argmax())
+        return float(sums[at] / rows[at]), float((sums[-1] - sums[at]) / (rows[-1] - rows[at]))
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "detector": _numbers(self.detector),
+            "size": self.size,
+            "blocks": self.blocks,
+            "rows": self.rows,
+            "total": self.total,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from a state."""
+        _put_back(self.detector, kept["detector"])
+        self.size, self.blocks = kept["size"], list(kept["blocks"])
+        self.rows, self.total = kept["rows"], kept["total"]
+
+
+def _numbers(thing: Any) -> dict[str, Any]:
+    """An object's numbers, and those of the objects it holds; ADWIN's compiled part is bytes."""
+    found: dict[str, Any] = {}
+    for name, value in vars(thing).items():
+        if value is None or isinstance(value, (bool, int, float, str)):
+            found[name] = value
+        elif hasattr(value, "__dict__") and not callable(value):
+            found[name] = {"numbers": _numbers(value)}
+        elif not callable(value):
+            found[name] = {"bytes": base64.b64encode(value.__getstate__()).decode()}
+    return found
+
+
+def _put_back(thing: Any, numbers: dict[str, Any]) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, dict):
+            setattr(thing, name, value)
+            continue
+        if getattr(thing, name) is None:
+            setattr(thing, name, thing._new())
+        if "bytes" in value:
+            getattr(thing, name).__setstate__(base64.b64decode(value["bytes"]))
+        else:
+            _put_back(getattr(thing, name), value["numbers"])

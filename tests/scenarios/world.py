@@ -1,0 +1,67 @@
+"""A small world whose inputs, labels and their relation can be changed from month to month.
+
+A label depends on ``signal`` by a valley (a tree is needed, and only learns what it has seen),
+and on ``idle`` not at all. Months are 600 rows; labels become known six hours later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WATCHING: dict[str, Any] = {
+    "training": {
+        "estimator": "sklearn.tree.DecisionTreeClassifier",
+        "parameters": {"max_depth": 4, "min_samples_leaf": 20},
+        "holdout": {"length": "12d", "min_rows": 100},
+        "window": {"min_rows": 100},
+    },
+    "monitoring": {"min_rows": 100, "drift": {"sample": 500}},
+    "triggers": {
+        "new_data": None,
+        "drift": {"violations": 1, "of": 1},
+        "performance": {"violations": 1, "of": 1},
+    },
+}
+WINTER, SUMMER = -2.0, 2.0
+
+
+def month(
+    key: str,
+    *,
+    season: float = WINTER,
+    idle: float = 0.0,
+    turned: bool = False,
+    noise: bool = False,
+    rows: int = 600,
+) -> pd.DataFrame:
+    """A month of rows, evenly spread.
+
+    :param key: like ``2024-01``.
+    :param season: where ``signal`` lies.
+    :param idle: where the column that means nothing lies.
+    :param turned: whether the label means the opposite of what it did.
+    :param noise: whether the label means nothing at all.
+    """
+    import numpy as np
+    import pandas as pd
+
+    random = np.random.default_rng([*map(int, key.split("-"))])
+    start = pd.Timestamp(key, tz="UTC")
+    step = (start + pd.offsets.MonthBegin(1) - start) / rows
+    times = pd.DatetimeIndex(start + step * np.arange(rows)).as_unit("us")
+    signal = random.normal(season, 0.6, rows)
+    logit = 4.0 * (np.abs(signal) - 2.0) * (-1 if turned else 1) * np.sign(-signal)
+    chance = np.full(rows, 0.5) if noise else 1 / (1 + np.exp(-logit))
+    return pd.DataFrame(
+        {
+            "event_timestamp": times,
+            "row": np.arange(rows),
+            "signal": signal,
+            "idle": random.normal(idle, 1.0, rows),
+            "late": (random.random(rows) < chance).astype(float),
+            "label_timestamp": times + pd.Timedelta(hours=6),
+        }
+    )
