@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evergreen.declaration import Declaration, Period
 from evergreen.ledger import Ledger
 from evergreen.lifecycle.contracts import Partition, PartitionFile, Snapshot
-from evergreen.lifecycle.rows import MAIN
+from evergreen.lifecycle.rows import LABELS, MAIN
 from evergreen.store import Store, digest_of
 from evergreen.workspace import Workspace
 
@@ -81,9 +81,35 @@ def store_frame(
     )
 
 
+def store_labels(
+    workspace: Workspace,
+    frame: pd.DataFrame,
+    *,
+    key: str,
+    period: Period = Period.DAY,
+    ending: Literal["parquet", "csv"] = "parquet",
+    revision: int = 1,
+    sequence: int = 1,
+) -> Partition:
+    """Keep a frame as a registered partition of the labels' own table is kept."""
+    file = _store_file(workspace, f"{LABELS}/{key}.{ending}", frame)
+    return Partition(
+        key=key,
+        revision=revision,
+        sequence=sequence,
+        start=period.start(key),
+        end=period.end(key),
+        digest=digest_of({LABELS: file.sha256}),
+        rows=len(frame),
+        files={LABELS: file},
+        source=LABELS,
+    )
+
+
 def snapshot_of(
     *partitions: Partition,
     context: tuple[Partition, ...] = (),
+    labels: tuple[Partition, ...] = (),
     as_of: datetime = datetime(2099, 1, 1, tzinfo=UTC),
     purpose: Literal["train", "score"] = "train",
     immature: int = 0,
@@ -104,6 +130,7 @@ def snapshot_of(
         immature=immature,
         never=never,
         columns={name: file.columns for name, file in partitions[-1].files.items()},
+        labels=labels,
     )
 
 

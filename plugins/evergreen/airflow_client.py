@@ -168,11 +168,23 @@ class AirflowClient:
         path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances")
         return list(self._pages(path, "task_instances"))
 
-    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> Json:
-        """Answer a task that waits for a person, such as with `Approve` or `Reject`."""
+    def answer(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        option: str,
+        *,
+        params_input: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Answer a task that waits for a person, such as with `Approve` or `Reject`.
+
+        :param params_input: what is filled into the fields of its form
+        """
+        body = {"chosen_options": [option], "params_input": dict(params_input or {})}
         run = _path("dags", dag_id, "dagRuns", run_id)
         path = f"{run}{_path('taskInstances', task_id, '-1', 'hitlDetails')}"
-        return self._send("PATCH", path, json={"chosen_options": [option], "params_input": {}})
+        return self._send("PATCH", path, json=body)
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """Return what one attempt of a task logged, one event a line."""

@@ -1,4 +1,4 @@
-"""Check a declared model as far as it can be without data: modules, suite, estimator."""
+"""Check a declared model as far as it can be without data: modules, suite, estimator, KPI."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def check_model(declaration: Declaration) -> None:
     from evergreen.lifecycle.definition_reading import load
     from evergreen.lifecycle.estimators import build_estimator
     from evergreen.lifecycle.expectations import build_suite, read_suite
+    from evergreen.lifecycle.metrics import own_function
 
     if declaration.features is not None:
         load(declaration, {})
@@ -21,3 +22,5 @@ def check_model(declaration: Declaration) -> None:
     if suite is not None:
         build_suite(suite)
     build_estimator(declaration, (Feature(name="x", type="number"),))
+    if declaration.evaluation.kpi is not None:
+        own_function(declaration.metric(declaration.evaluation.kpi.name))

@@ -178,8 +178,9 @@ def demo(
     months: Annotated[int, typer.Option(min=2, max=12, help="How many months.")] = 12,
     home: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = DEMO_HOME,
     port: Annotated[int, typer.Option(help="Airflow's port; 0 picks a free one.")] = 0,
+    policy: Annotated[str, typer.Option(help="Retrain as declared, or monthly.")] = "declared",
 ) -> None:
-    """A year of New York flights through Airflow: retrained, judged, promoted on evidence."""
+    """A year of New York flights through Airflow: watched, retrained, promoted on evidence."""
     from evergreen.demo import run_demo
 
     stay = sys.stdout.isatty() and not leave
@@ -190,6 +191,7 @@ def demo(
         fresh=fresh,
         months=months,
         port=port,
+        policy=policy,
         done=lambda rows: _write(report, rows),
     )
 

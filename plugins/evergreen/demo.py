@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -33,6 +35,10 @@ PROJECT = Path(__file__).parents[2]
 MODEL = "flight_delay"
 YEAR = 2013
 MARK = "demo.txt"
+POLICIES: dict[str, dict[str, Any] | None] = {
+    "declared": None,  # as include/models/flight_delay/model.yaml says
+    "monthly": {"schedule": "@monthly"},
+}
 
 
 def run_demo(
@@ -43,25 +49,32 @@ def run_demo(
     fresh: bool,
     months: int,
     port: int,
+    policy: str,
     done: Callable[[list[Row]], None],
 ) -> None:
     """Replay the flights; show where to look; stay up until Ctrl-C when ``stay``.
 
     :param home: where the demo keeps its things.
+    :param policy: by which of `POLICIES` it is retrained.
     :param done: is given the rows when the year is over.
     """
-    folder = PROJECT / "include" / "models" / MODEL
-    if not folder.is_dir():
-        raise EvergreenError(f"{folder} is missing: the demo runs in a clone of the repository")
+    if not (PROJECT / "include" / "models" / MODEL).is_dir():
+        raise EvergreenError(
+            f"{PROJECT} has no {MODEL}: the demo runs in a clone of the repository"
+        )
+    if policy not in POLICIES:
+        raise EvergreenError(f"no policy {policy!r}; there are: {', '.join(POLICIES)}")
     if fresh:
         _remove(home)
     elif home.exists():
         console.print("going on with what an earlier demo left; --fresh starts over")
     workspace = Workspace.from_environment({"EVERGREEN_HOME": str(home)})
     (workspace.home / MARK).write_text("Made by `evergreen demo`; `--fresh` removes it.\n")
+    project = _project(home, POLICIES[policy])
+    folder = project / "include" / "models" / MODEL
     datasets = _datasets(folder, home)
     started = time.monotonic()
-    with own_airflow(workspace, PROJECT, port) as airflow:
+    with own_airflow(workspace, project, port) as airflow:
         console.print(
             f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url} "
             f"(user {USER}, password {airflow.password})",
@@ -88,6 +101,21 @@ def _remove(home: Path) -> None:
     if home.exists() and not (home / MARK).exists():
         raise EvergreenError(f"{home} is not a demo's folder (it has no {MARK}); not removed")
     shutil.rmtree(home, ignore_errors=True)
+
+
+def _project(home: Path, triggers: dict[str, Any] | None) -> Path:
+    """The clone itself; or a copy of its DAGs and models with other triggers."""
+    if triggers is None:
+        return PROJECT
+    copy, hidden = home / "project", shutil.ignore_patterns("__pycache__")
+    for name in ("dags", "include"):
+        shutil.copytree(PROJECT / name, copy / name, dirs_exist_ok=True, ignore=hidden)
+    if not (copy / "plugins").exists():
+        (copy / "plugins").symlink_to(PROJECT / "plugins")
+    folder = Path("include") / "models" / MODEL
+    declared = read_declaration(PROJECT / folder).model_dump(mode="json", exclude_unset=True)
+    (copy / folder / "model.yaml").write_text(yaml.safe_dump({**declared, "triggers": triggers}))
+    return copy
 
 
 def _datasets(folder: Path, home: Path) -> dict[str, Path]:

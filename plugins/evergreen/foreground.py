@@ -125,6 +125,7 @@ class Foreground:
         from evergreen.lifecycle.evaluation import evaluate
 
         champion = (self.champion.version, self.champion.model_uri) if self.champion else None
+        self.snapshot.save(self.workspace.store)  # says which revisions the holdout is of
         return evaluate(
             self.declaration,
             self.workspace,

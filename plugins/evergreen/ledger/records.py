@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, String, and_, cast, exists, func, select, text
+from sqlalchemy import ColumnElement, String, and_, case, cast, exists, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -84,10 +84,11 @@ def registered_in(session: Session, model: str, run_id: str) -> Sequence[Partiti
         SignalRow.cause == "new_data",
         SignalRow.evidence["run_id"].as_string() == run_id,
     )
-    named = PartitionRow.key + "/" + cast(PartitionRow.revision, String)
-    rows = select(PartitionRow).where(
-        PartitionRow.model == model, PartitionRow.source == DATA, named.in_(theirs)
+    numbered = PartitionRow.key + "/" + cast(PartitionRow.revision, String)
+    named = case(
+        (PartitionRow.source == DATA, numbered), else_=PartitionRow.source + "/" + numbered
     )
+    rows = select(PartitionRow).where(PartitionRow.model == model, named.in_(theirs))
     return session.scalars(rows.order_by(PartitionRow.id)).all()
 
 

@@ -1,12 +1,13 @@
 """Does the relation of inputs to labels change? Detectors on the stream of labelled errors.
 
 A label that becomes known makes one error known; errors are taken in the order in which their
-labels became known, each row's first label once. So labels in pieces, as monitoring finds them,
+labels became known (of partitions that were over), each row's first label once. So labels in pieces, as monitoring finds them,
 and all at once, as a backfill does, are the same stream and give the same detections. What the
 detectors know between two monitorings is kept as numbers in a JSON object under its sha256.
 
 Detectors are river's: ADWIN (A. Bifet and R. Gavaldà 2007), Page-Hinkley (E. S. Page 1954) and
-DDM (J. Gama et al. 2004), which sees rises only and is therefore given a twin.
+DDM (J. Gama et al. 2004), which sees rises only and is therefore given a twin. One file, though
+long: what is read, what the detectors see and what is kept of them must agree.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class Yardstick:
     """Errors as shares of the largest that counts, which ADWIN's bound is proven for.
 
     :ivar largest: that error: nats of log loss, or the label's unit.
-    :ivar deviation: the standard deviation of the holdout's errors, as shares.
+    :ivar typical: the mean of the holdout's errors, as shares; ``deviation`` their standard one.
     :ivar classes: the names of the version's classes; none for regression.
     """
 
     largest: float
+    typical: float
     deviation: float
     classes: tuple[str, ...] = ()
 
@@ -65,8 +67,9 @@ class Yardstick:
             largest = float(-np.log(LEAST_CHANCE))
         else:
             largest = MOST_TIMES * (float(np.abs(labels - answers).mean()) or 1.0)
-        bare = cls(largest, 0.0, classes)
-        return cls(largest, max(float(bare.shares(task, labels, answers).std()), 0.01), classes)
+        shares = cls(largest, 0.0, 0.0).shares(task, labels, answers)
+        typical, deviation = max(float(shares.mean()), 0.01), max(float(shares.std()), 0.01)
+        return cls(largest, typical, deviation, classes)
 
     def shares(self, task: Task, labels: Array, answers: Array) -> Array:
         """Each row's error, 0 to 1, shape (n,)."""
@@ -139,17 +142,21 @@ def new_errors(
     if not frames:
         return None
     rows = pd.concat(frames, ignore_index=True)
-    rows = rows.sort_values(["label_timestamp", "partition", "row_id"], ignore_index=True)
+    rows = rows.sort_values(["at", "partition", "row_id"], ignore_index=True)
     shares, wrong = _measured(declaration.task, rows, logged_answers(declaration, rows), yardstick)
     return Errors(
         shares,
         wrong if declaration.task.classifies else None,
         rows["partition"].tolist(),
-        rows["label_timestamp"].dt.to_pydatetime().tolist(),
+        pd.DatetimeIndex(rows["at"]).to_pydatetime().tolist(),
     )
 
 
 def _new_labels(store: Store, part: WatchedPartition, as_of: datetime) -> pd.DataFrame:
+    """Rows whose first label is new, with answers. A label is known ``at`` its time, but not
+    before its partition was over: until then nobody looks, and a backfill keeps to that."""
+    import pandas as pd
+
     labels = store.get_table(part.labels)
     known = labels[labels["label"].notna() & (labels["label_timestamp"] <= as_of)]
     first = known.sort_values(["row_id", "label_timestamp"], kind="stable")
@@ -161,8 +168,10 @@ def _new_labels(store: Store, part: WatchedPartition, as_of: datetime) -> pd.Dat
         return first
     log = store.get_table(part.predictions)
     answers = [name for name in log.columns if str(name).startswith("prediction")]
-    columns = first[["row_id", "label", "label_timestamp"]]
-    return columns.merge(log[["row_id", *answers]], on="row_id").assign(partition=part.partition)
+    times = first["label_timestamp"]
+    at = times.where(times > part.end, pd.Timestamp(part.end))
+    rows = first[["row_id", "label"]].assign(at=at, partition=part.partition)
+    return rows.merge(log[["row_id", *answers]], on="row_id")
 
 
 def _measured(
@@ -201,9 +210,9 @@ def follow(
     kept, note = _read(store, before)
     notes += note
     found: list[tuple[int, Detection]] = []
-    written = {}
+    written: dict[str, Any] = {}
     for name in names:
-        watcher = _Watcher(name, yardstick.deviation)
+        watcher = _Watcher(name, yardstick)
         if name in kept:
             watcher.restore(kept[name])
         values = errors.wrong if name == "ddm" else errors.shares
@@ -262,19 +271,20 @@ def _read(store: Store, before: DetectorState | None) -> tuple[dict[str, Any], l
 class _TwoSidedDdm:
     """DDM, and, from a rise on, its twin on right answers, which sees the fall.
 
-    :param warm_start: rows before anything is detected. The authors' 30 calls an error rate that
-        was low for thirty rows by luck a minimum, and then detects the return to normal.
+    The authors' 30 rows before it begins and 3 deviations take a run of luck for the best error
+    rate there was and then detect the return to normal: once in some 20,000 stationary rows, and
+    in 3,500 where errors are rare. These values do so once in 35,000 to 600,000.
     """
 
-    def __init__(self, warm_start: int) -> None:
-        self._start = warm_start
-        self.rise, self.fall = self._new(), None
+    def __init__(self) -> None:
+        self.rise: Any = self._new()
+        self.fall: Any = None
         self.drift_detected = False
 
     def _new(self) -> Any:
         from river.drift.binary import DDM
 
-        return DDM(warm_start=self._start)
+        return DDM(warm_start=300, drift_threshold=3.5)
 
     def update(self, wrong: float) -> None:
         if self.fall is not None:
@@ -292,8 +302,9 @@ def _detector(name: str, deviation: float) -> Any:
     """A new detector, for values of this standard deviation.
 
     Page-Hinkley tolerates a shift of a tenth of it and detects when shifts beyond that add up to
-    fifty: a stationary stream crosses that once in 10^5 to 10^6 rows (D. Siegmund, "Sequential
-    Analysis", 1985, chapter 2), and half a deviation more error takes some 125 rows.
+    fifty: half a deviation more error takes some 125 rows, a stationary stream some 300,000 to
+    cross that by chance. Nothing is forgotten (``alpha``): river's default lets the sum of what
+    was tolerated fade, and then chance is enough.
     """
     from river.drift import ADWIN, PageHinkley
 
@@ -301,7 +312,7 @@ def _detector(name: str, deviation: float) -> Any:
         return ADWIN()
     if name == "page_hinkley":
         return PageHinkley(delta=0.1 * deviation, threshold=50.0 * deviation, alpha=1.0)
-    return _TwoSidedDdm(warm_start=300)
+    return _TwoSidedDdm()
 
 
 @dataclass
@@ -309,10 +320,11 @@ class _Watcher:
     """A detector, and the sums of values since it last detected, to say what changed.
 
     :ivar size: values a block; ``blocks`` are their sums, so many that two halves can be told.
+    :ivar rows: values of the block that isn't full yet; ``total`` is their sum.
     """
 
     name: str
-    deviation: float
+    yardstick: Yardstick
     detector: Any = None
     size: int = _BLOCK
     blocks: list[float] = field(default_factory=list)
@@ -320,20 +332,28 @@ class _Watcher:
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        self.detector = _detector(self.name, self.deviation)
+        self.detector = _detector(self.name, self.yardstick.deviation)
 
     def follow(self, values: Sequence[float]) -> Iterator[tuple[int, float, float]]:
         """See values; where a change is detected: its place, and the means before and after."""
-        detector, update = self.detector, self.detector.update
         for place, value in enumerate(values):
-            update(value)
+            self.detector.update(value)
             self.rows += 1
             self.total += value
             if self.rows == self.size:
                 self._close()
-            if detector.drift_detected:
-                yield place, *self._halves()
+            if self.detector.drift_detected:
+                before, after = self._halves()
+                yield place, before, after
                 self.size, self.blocks, self.rows, self.total = _BLOCK, [], 0, 0.0
+                self._begin_again(after)
+
+    def _begin_again(self, mean: float) -> None:
+        """Page-Hinkley's yardstick grows with the error, as deviations of errors do: else the
+        noise of a worse stretch would look like one change after the other."""
+        if self.name == "page_hinkley":
+            times = max(mean / self.yardstick.typical, 1.0)
+            self.detector = _detector(self.name, self.yardstick.deviation * times)
 
     def _close(self) -> None:
         self.blocks.append(self.total)

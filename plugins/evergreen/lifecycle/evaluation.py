@@ -1,5 +1,6 @@
 """Evaluate: candidate, champion and a naive baseline answer the same rows, anew each time.
 
+Beside them stands what the champion answered to these rows in production, where it was asked.
 Nothing here judges; it measures, and keeps every answer so that the gate can resample them. A
 champion that can't answer these rows is a finding with a reason, not a failure.
 """
@@ -7,7 +8,6 @@ champion that can't answer these rows is a finding with a reason, not a failure.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -17,8 +17,10 @@ from evergreen.declaration import Declaration
 from evergreen.errors import UnavailableError
 from evergreen.lifecycle import plots, tracking
 from evergreen.lifecycle.contracts import Evaluation, FeatureSet, TrainedModel
-from evergreen.lifecycle.fitted import FittedModel, input_frame, load_fitted, shaped, targets
-from evergreen.lifecycle.metrics import calibration, measure, measure_all
+from evergreen.lifecycle.fitted import FittedModel, load_fitted, shaped, targets
+from evergreen.lifecycle.importance import importances, less
+from evergreen.lifecycle.metrics import calibration, measure_all, measure_quietly
+from evergreen.lifecycle.production import Asked, Production, find_production
 from evergreen.lifecycle.sets import read_rows
 from evergreen.store import digest_of
 from evergreen.workspace import Workspace
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     Array = np.ndarray[Any, np.dtype[Any]]
-
-SAMPLE = 2_000
-REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,9 @@ def evaluate(
 ) -> Evaluation:
     """Score candidate, champion and baseline on the holdout and log what was found.
 
+    What the champion answered in production is looked up by the run's first attempt; a repeat
+    finds the same, though the log goes on.
+
     :param champion: the live version and its model URI, or None before the first.
     :raises TrainingError: when the candidate can't be loaded, or the holdout holds a class that
         it never saw.
@@ -81,8 +83,16 @@ def evaluate(
         else:
             models["champion"], answers["champion"] = live
     answers["baseline"] = _baseline(declaration, workspace, trained, feature_set, len(rows))
-    importances = _importances(declaration, models, holdout)
+    lost = importances(declaration, models, rows, holdout.labels)
     asked = {"candidate": trained.model_uri, "champion": champion and champion[1]}
+    production = None
+    if champion and not problem:  # its classes are known to be the candidate's
+        looked = {**asked, "run": trained.mlflow_run, "version": champion[0]}
+        looked |= {"holdout": holdout.digest, "as_of": as_of.isoformat()}
+        whose = Asked(champion[0], trained.classes, as_of)
+        production = find_production(
+            declaration, workspace, feature_set, rows, whose, key=digest_of(looked)
+        )
     result = Evaluation(
         model=declaration.name,
         mlflow_run=trained.mlflow_run,
@@ -91,15 +101,20 @@ def evaluate(
         champion_version=champion[0] if champion else None,
         champion_problem=problem,
         classes=trained.classes,
-        predictions=_keep(declaration, workspace, asked, holdout, answers),
-        metrics={who: measure_all(declaration, holdout.labels, a) for who, a in answers.items()},
+        predictions=_keep(declaration, workspace, asked, holdout, answers, production),
+        metrics={
+            **{who: measure_all(declaration, holdout.labels, a) for who, a in answers.items()},
+            **_paired(declaration, holdout, answers, production),
+        },
         slices=_slices(declaration, holdout, answers),
         calibration=calibration(declaration.task, holdout.labels, answers["candidate"]),
-        importance=importances["candidate"],
-        importance_change=_change(importances),
+        importance=lost["candidate"],
+        importance_change=less(lost["candidate"], lost.get("champion", {})),
+        **_told(production, answers),
     )
     measured = {f"{who}.{k}": v for who, found in result.metrics.items() for k, v in found.items()}
     measured |= {f"candidate.{name}": value for name, value in result.calibration.items()}
+    measured |= {f"realised.{name}": value for name, value in result.realised.items()}
     tracking.log_metrics(workspace, trained.mlflow_run, measured, as_of)
     for name, figure in plots.figures(declaration.task, holdout.labels, answers, result.importance):
         tracking.log_figure(workspace, trained.mlflow_run, f"evaluation/{name}.png", figure)
@@ -157,12 +172,45 @@ def _baseline(
     )
 
 
+def _paired(
+    declaration: Declaration,
+    holdout: _Holdout,
+    answers: Mapping[str, Array],
+    production: Production | None,
+) -> dict[str, dict[str, float]]:
+    """The metrics of the logged answers, and the candidate's on the same rows."""
+    if production is None or not production.finite:
+        return {}
+    where = production.asked
+    both = {
+        "production": production.answers,
+        "candidate_where_production": answers["candidate"][where],
+    }
+    labels = holdout.labels[where]
+    return {who: measure_quietly(declaration, labels, found) for who, found in both.items()}
+
+
+def _told(production: Production | None, answers: Mapping[str, Array]) -> dict[str, Any]:
+    """What the evaluation says of production."""
+    if production is None:
+        return {}
+    return {
+        "production_rows": int(production.asked.sum()),
+        "production_differs": production.differs(answers["champion"]),
+        "production_problem": production.problem,
+        "production_notes": production.notes,
+        "realised": production.realised,
+        "realised_rows": production.realised_rows,
+    }
+
+
 def _keep(
     declaration: Declaration,
     workspace: Workspace,
     asked: Mapping[str, str | None],
     holdout: _Holdout,
     answers: Mapping[str, Array],
+    production: Production | None,
 ) -> str:
     """Write every answer beside its label; the URI of the table."""
     rows = holdout.rows
@@ -172,13 +220,24 @@ def _keep(
         "event_timestamp": rows["event_timestamp"],
         "label": holdout.labels,
     }
-    for who, found in answers.items():
+    logged = {"production": _spread(production)} if production and len(production.answers) else {}
+    for who, found in {**answers, **logged}.items():
         several = found.ndim > 1
         columns |= {f"{who}_{k}": c for k, c in enumerate(found.T)} if several else {who: found}
     groups = [*declaration.evaluation.slices, *(rule.column for rule in declaration.gate.fairness)]
     columns |= {column: rows[column] for column in groups}
-    key = digest_of({**asked, "holdout": holdout.digest, "columns": sorted(columns)})
+    known = {who: hashlib.sha256(found.tobytes()).hexdigest() for who, found in logged.items()}
+    key = digest_of({**asked, **known, "holdout": holdout.digest, "columns": sorted(columns)})
     return workspace.store.put_table(f"tables/evaluation/{key}.parquet", rows[[]].assign(**columns))
+
+
+def _spread(production: Production) -> Array:
+    """The logged answers at their rows, missing elsewhere; shape (n,) or (n, k)."""
+    import numpy as np
+
+    found = np.full((len(production.asked), *production.answers.shape[1:]), np.nan)
+    found[production.asked] = production.answers
+    return found
 
 
 def _slices(
@@ -201,54 +260,7 @@ def _slice(
     declaration: Declaration, labels: Array, answers: Mapping[str, Array]
 ) -> dict[str, float]:
     measured = {"rows": float(len(labels))}
-    with warnings.catch_warnings():  # scikit-learn's, about rows that don't define a metric
-        warnings.simplefilter("ignore")
-        for who, prefix in (("candidate", ""), ("champion", "champion.")):
-            values = measure_all(declaration, labels, answers[who]) if who in answers else {}
-            measured |= {f"{prefix}{name}": value for name, value in values.items()}
+    for who, prefix in (("candidate", ""), ("champion", "champion.")):
+        values = measure_quietly(declaration, labels, answers[who]) if who in answers else {}
+        measured |= {f"{prefix}{name}": value for name, value in values.items()}
     return measured
-
-
-def _importances(
-    declaration: Declaration, models: Mapping[str, FittedModel], holdout: _Holdout
-) -> dict[str, dict[str, float]]:
-    """What the primary metric loses when a feature is shuffled (L. Breiman 2001), by model.
-
-    Each model is asked for the same seeded sample of at most `SAMPLE` rows.
-    """
-    import numpy as np
-    from sklearn.inspection import permutation_importance
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
-
-    seed, metric = declaration.training.seed, declaration.primary
-    sign = 1 if metric.greater_is_better else -1
-    rows, labels = holdout.rows, holdout.labels
-    size = min(SAMPLE, len(rows))
-    drawn = np.sort(np.random.default_rng(seed).choice(len(rows), size=size, replace=False))
-
-    def score(estimator: Any, frame: pd.DataFrame, truth: Array) -> float:
-        ask = estimator.predict_proba if declaration.task.classifies else estimator.predict
-        return sign * measure(
-            metric, declaration.task, truth, shaped(declaration.task, ask(frame))
-        )
-
-    found = {}
-    with threadpool_limits(1):  # thousands of small answers: threads would only wait for each other
-        for who, model in models.items():
-            frame = input_frame(rows.iloc[drawn], model.features).reset_index(drop=True)
-            lost = permutation_importance(
-                model.estimator,
-                frame,
-                labels[drawn],
-                scoring=score,
-                n_repeats=REPEATS,
-                random_state=seed,
-            ).importances_mean
-            named = zip(frame.columns, lost, strict=True)
-            found[who] = {name: float(value) for name, value in named if np.isfinite(value)}
-    return found
-
-
-def _change(importances: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    now, before = importances["candidate"], importances.get("champion", {})
-    return {name: value - before[name] for name, value in now.items() if name in before}

@@ -1,4 +1,5 @@
-"""What the gate may look at: a run's results, the champion's, and their answers to the holdout."""
+"""What the gate may look at: a run's results, the champion's, and their answers to the holdout,
+those that the champion gave in production among them."""
 
 from __future__ import annotations
 
@@ -39,6 +40,11 @@ class Evidence:
         """What ``who`` answered on the holdout, or None when it didn't answer every row."""
         import numpy as np
 
+        values = self._answers(who)
+        return values if values is not None and np.isfinite(values).all() else None
+
+    def _answers(self, who: str) -> Array | None:
+        """The columns of ``who`` as they are."""
         if self.rows is None:
             return None
         if self.declaration.task is Task.MULTICLASS and self.evaluation:
@@ -48,25 +54,50 @@ class Evidence:
         if not columns or not set(columns) <= set(self.rows.columns):
             return None
         values = self.rows[columns].to_numpy(dtype=float)
-        values = values if self.declaration.task is Task.MULTICLASS else values[:, 0]
-        return values if np.isfinite(values).all() else None
+        return values if self.declaration.task is Task.MULTICLASS else values[:, 0]
 
     @cached_property
     def over_champion(self) -> Difference | None:
         """The candidate's improvement over the champion."""
-        return self._difference("champion")
+        return self._difference(self.predictions("champion"))
 
     @cached_property
     def over_baseline(self) -> Difference | None:
         """The candidate's improvement over the naive baseline."""
-        return self._difference("baseline")
+        return self._difference(self.predictions("baseline"))
 
-    def _difference(self, who: str) -> Difference | None:
-        candidate, other = self.predictions("candidate"), self.predictions(who)
+    @cached_property
+    def answered(self) -> Array:
+        """Which holdout rows have a finite answer from production, shape (n,)."""
+        import numpy as np
+
+        found = self._answers("production")
+        if found is None:
+            return np.zeros(0 if self.rows is None else len(self.rows), dtype=bool)
+        return np.asarray(np.isfinite(found).reshape(len(found), -1).all(axis=1))
+
+    @cached_property
+    def over_production(self) -> Difference | None:
+        """The candidate's improvement over what the champion answered in production, on the rows
+        that it answered there."""
+        found = self._answers("production")
+        return None if found is None else self._difference(found, self.answered)
+
+    def _difference(self, other: Array | None, where: Array | None = None) -> Difference | None:
+        """The candidate's improvement over ``other``, on all rows or ``where`` it is true."""
+        import numpy as np
+
+        candidate = self.predictions("candidate")
         if candidate is None or other is None or self.rows is None:
             return None
         gate = self.declaration.gate
-        labels = self.rows["label"].to_numpy()
+        labels, clusters = self.rows["label"].to_numpy(), self.clusters
+        if where is not None:
+            if not where.any():
+                return None
+            labels, candidate, other = labels[where], candidate[where], other[where]
+            if clusters is not None:  # counted from 0 again: an empty one must not be drawn
+                clusters = np.unique(clusters[where], return_inverse=True)[1]
         return paired_difference(
             self.declaration.primary,
             self.declaration.task,
@@ -76,7 +107,7 @@ class Evidence:
             resamples=gate.resamples,
             confidence=gate.confidence,
             seed=self.declaration.training.seed,
-            clusters=self.clusters,
+            clusters=clusters,
         )
 
     @cached_property

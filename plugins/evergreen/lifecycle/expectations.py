@@ -2,7 +2,8 @@
 
 The suite file is GX's own format. In an entry's ``meta`` stand the two things GX doesn't know:
 ``on_failure`` (``block``, which is the default, ``warn`` or ``quarantine``) and ``source`` (a
-declared source; the model's own table by default). Expectations run one at a time: as fast as
+declared source, ``labels`` where these land in a table of their own; the model's own table by
+default). Expectations run one at a time: as fast as
 together (measured), and one that raises can be named.
 
 Longer than most: everything that knows GX's classes is here, so that nothing else has to.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError
-from evergreen.lifecycle.rows import MAIN
+from evergreen.lifecycle.rows import LABELS, MAIN, labels_apart
 from evergreen.store import digest_of
 
 if TYPE_CHECKING:
@@ -114,8 +115,15 @@ def read_suite(declaration: Declaration) -> Suite | None:
             f"{file}: found no list of expectations; "
             'allowed: {"name": ..., "expectations": [{"type": ..., "kwargs": ...}, ...]}'
         )
-    sources = (MAIN, *declaration.data.sources)
+    apart = labels_apart(declaration)
+    sources = (MAIN, *declaration.data.sources, *((LABELS,) if apart else ()))
     entries = tuple(_entry(file, i, raw, sources) for i, raw in enumerate(listed, start=1))
+    label = declaration.data.label.column
+    for entry in entries if apart else ():
+        if entry.source == MAIN and label in entry.columns:
+            found = f"{entry.type} looks for {label} in the model's own table"
+            allowed = f'"meta": {{"source": "{LABELS}"}}, for it lands in a table of its own'
+            raise _wrong(file, entry.number, found, allowed)
     return Suite(file, digest_of(content), entries)
 
 

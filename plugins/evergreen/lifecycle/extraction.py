@@ -1,8 +1,8 @@
 """Extract: freeze the training window into an immutable snapshot.
 
-A snapshot names partitions by content and says as of when labels count as known. It copies
-nothing: ingestion keeps every landed file under its sha256. The same decision gives the same
-snapshot, whatever has landed since.
+A snapshot names partitions by content, those of a labels' table too, and says as of when labels
+count as known. It copies nothing: ingestion keeps every landed file under its sha256. The same
+decision gives the same snapshot, whatever has landed since.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from evergreen.declaration import Declaration
 from evergreen.errors import DataBlockedError
 from evergreen.ledger import records
 from evergreen.lifecycle.contracts import Partition, Snapshot
-from evergreen.lifecycle.rows import label_timestamps, main_file, read_raw
+from evergreen.lifecycle.labels import LabelTables, label_partitions, label_tables
+from evergreen.lifecycle.rows import label_timestamps, labels_apart, main_file, read_raw
+from evergreen.lifecycle.watched import known_labels
 from evergreen.workspace import Workspace
 
 
@@ -38,7 +40,7 @@ def extract(
     window = declaration.training.window
     start = as_of - window.length if window.length else None
     chosen = [p for p in every if p.start < as_of and (start is None or p.end > start)]
-    snapshot = _freeze(declaration, workspace, "train", every, chosen, as_of, lookback)
+    snapshot = _freeze(declaration, workspace, "train", every, chosen, as_of, sequence, lookback)
     if snapshot.matured == 0:
         raise DataBlockedError(
             f"{declaration.name}: none of {snapshot.rows:,} rows has a label known by {as_of.isoformat()} "
@@ -73,7 +75,7 @@ def extract_unscored(
     if not chosen:
         return None
     as_of = max(p.end for p in every)
-    return _freeze(declaration, workspace, "score", every, chosen, as_of, lookback)
+    return _freeze(declaration, workspace, "score", every, chosen, as_of, last, lookback)
 
 
 def _partitions(declaration: Declaration, workspace: Workspace, through: int) -> list[Partition]:
@@ -89,6 +91,7 @@ def _freeze(
     every: Sequence[Partition],
     chosen: Sequence[Partition],
     as_of: datetime,
+    through: int,
     lookback: timedelta,
 ) -> Snapshot:
     if not chosen:
@@ -98,7 +101,9 @@ def _freeze(
         )
     names = {p.key for p in chosen}
     context = [p for p in every if p.key not in names and _feeds(p, chosen, lookback)]
-    matured, immature, never = _count_labels(declaration, workspace, chosen, as_of)
+    labels = label_partitions(declaration, workspace, chosen, through)
+    tables = label_tables(declaration, workspace.store, chosen, labels)
+    matured, immature, never = _count_labels(declaration, workspace, chosen, tables, as_of)
     return Snapshot(
         model=declaration.name,
         purpose=purpose,
@@ -112,6 +117,8 @@ def _freeze(
         immature=immature,
         never=never,
         columns={source: file.columns for source, file in chosen[-1].files.items()},
+        labels=labels,
+        orphans=tables.orphans,
     )
 
 
@@ -121,19 +128,34 @@ def _feeds(earlier: Partition, chosen: Sequence[Partition], lookback: timedelta)
 
 
 def _count_labels(
-    declaration: Declaration, workspace: Workspace, partitions: Sequence[Partition], as_of: datetime
+    declaration: Declaration,
+    workspace: Workspace,
+    partitions: Sequence[Partition],
+    tables: LabelTables,
+    as_of: datetime,
 ) -> tuple[int, int, int]:
     """Rows whose label is known by ``as_of``, known later, and never."""
-    matured = immature = never = 0
+    matured = labelled = 0
     for partition in partitions:
-        frame = read_raw(
-            workspace.store,
-            declaration,
-            main_file(partition),
-            columns=[declaration.data.label.column],
+        known, ever = (
+            _known_apart(workspace, tables.tables[partition.key], as_of)
+            if labels_apart(declaration)
+            else _known_in_rows(declaration, workspace, partition, as_of)
         )
-        known = label_timestamps(declaration, frame)
-        in_time = int((known <= as_of).sum())
-        matured, never = matured + in_time, never + int(known.isna().sum())
-        immature += len(frame) - in_time - int(known.isna().sum())
-    return matured, immature, never
+        matured, labelled = matured + known, labelled + ever
+    return matured, labelled - matured, sum(p.rows for p in partitions) - labelled
+
+
+def _known_in_rows(
+    declaration: Declaration, workspace: Workspace, partition: Partition, as_of: datetime
+) -> tuple[int, int]:
+    """How many rows have a label by ``as_of``, and ever."""
+    label = declaration.data.label.column
+    raw = read_raw(workspace.store, declaration, main_file(partition), columns=[label])
+    known = label_timestamps(declaration, raw)
+    return int((known <= as_of).sum()), int(known.notna().sum())
+
+
+def _known_apart(workspace: Workspace, table: str, as_of: datetime) -> tuple[int, int]:
+    labels = workspace.store.get_table(table)
+    return len(known_labels(labels, as_of)), int(labels["row_id"].nunique())

@@ -1,16 +1,20 @@
 """Gate: evidence in, one verdict out. It fails closed: what isn't shown is refused.
 
 Candidate and champion answered the same rows; the paired bootstrap says how much better the
-candidate is and how sure that is. Every rule is a line of a table with what was observed and
-what is allowed, and the verdict names the lines that failed.
+candidate is and how sure that is. Where the champion answered enough of these rows in production,
+the candidate must beat those answers too. Every rule is a line of a table with what was observed
+and what is allowed, and the verdict names the lines that failed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from evergreen.declaration import Declaration
 from evergreen.ledger import records
 from evergreen.ledger.tables import VerdictRow
 from evergreen.lifecycle import tracking
+from evergreen.lifecycle.bootstrap import Difference
 from evergreen.lifecycle.contracts import (
     Champion,
     Decision,
@@ -23,7 +27,16 @@ from evergreen.lifecycle.contracts import (
     VerdictName,
 )
 from evergreen.lifecycle.evidence import Evidence
-from evergreen.lifecycle.rules import completeness, infrastructure, interval_text, quality
+from evergreen.lifecycle.rules import (
+    completeness,
+    improvement_bound,
+    infrastructure,
+    interval_text,
+    production,
+    production_problem,
+    quality,
+    too_few_in_production,
+)
 from evergreen.workspace import Workspace
 
 
@@ -37,12 +50,13 @@ def judge(evidence: Evidence, *, override: str | None = None) -> Verdict:
     rules = [*completeness(evidence)]
     if all(rule.passed for rule in rules):
         rules += [*quality(evidence), *infrastructure(evidence)]
-    comparison = _comparison(evidence)
-    name, reason = _verdict(evidence, rules, comparison, override)
+    comparison = [*_comparison(evidence)]
+    name, reason = _verdict(evidence, rules, override)
     promotes = name in {"promote", "bootstrap"} or (
         name == "incomparable" and _overridden(rules, override)
     )
     difference = evidence.over_champion if evidence.champion else evidence.over_baseline
+    logged = evidence.over_production if _judged_by_production(evidence) else None
     return Verdict(
         model=evidence.declaration.name,
         verdict=name,
@@ -52,6 +66,9 @@ def judge(evidence: Evidence, *, override: str | None = None) -> Verdict:
         primary=evidence.declaration.primary.name,
         difference=difference and difference.estimate,
         interval=difference and (difference.low, difference.high),
+        production_rows=evidence.evaluation.production_rows if evidence.evaluation else 0,
+        production_difference=logged and logged.estimate,
+        production_interval=logged and (logged.low, logged.high),
         champion_version=evidence.champion and evidence.champion.version,
         champion_position=evidence.champion.position if evidence.champion else 0,
         mlflow_run=evidence.trained.mlflow_run,
@@ -106,7 +123,7 @@ def gate(
 
 
 def _verdict(
-    evidence: Evidence, rules: list[Rule], comparison: list[Rule], override: str | None
+    evidence: Evidence, rules: list[Rule], override: str | None
 ) -> tuple[VerdictName, str]:
     failed = [rule for rule in rules if not rule.passed]
     if failed:
@@ -120,27 +137,61 @@ def _verdict(
     if problem:
         allowed = f"; accepted by a person: {override}" if override else ""
         return "incomparable", f"champion {evidence.champion.version} {problem}{allowed}"
-    difference, bound = evidence.over_champion, _bound(evidence.declaration)
-    assert difference is not None  # noqa: S101 - _incomparable has said so
-    found = interval_text(evidence, difference)
-    if comparison[-1].passed:
-        word = "better" if bound >= 0 else "not worse"
-        return "promote", f"{word} than champion {evidence.champion.version}: {found}"
-    if difference.high < bound:
-        return (
-            "reject",
-            f"worse than champion {evidence.champion.version}: {found}, must exceed {bound:g}",
-        )
-    return "inconclusive", f"the interval spans {bound:g}: {found}"
+    unusable = production_problem(evidence)
+    if unusable:
+        return "reject", f"what the champion answered in production can't be judged by: {unusable}"
+    return _compared(evidence)
+
+
+def _compared(evidence: Evidence) -> tuple[VerdictName, str]:
+    """By every comparison: one that is surely lost rejects, one that is not won holds back."""
+    bound = improvement_bound(evidence.declaration)
+    differences = dict(_differences(evidence))
+    found = {who: interval_text(evidence, each) for who, each in differences.items()}
+    worse = [who for who, each in differences.items() if each.high < bound]
+    if worse:
+        told = "; ".join(f"{who}: {found[who]}" for who in worse)
+        return "reject", f"worse than {told}, must exceed {bound:g}"
+    open_ = [who for who, each in differences.items() if not each.low > bound]
+    if open_:
+        told = "; ".join(f"{found[who]} against {who}" for who in open_)
+        return "inconclusive", f"the interval spans {bound:g}: {told}"
+    word = "better" if bound >= 0 else "not worse"
+    told = "; ".join(f"{word} than {who}: {text}" for who, text in found.items())
+    return "promote", told + _basis(evidence)
+
+
+def _differences(evidence: Evidence) -> Iterator[tuple[str, Difference]]:
+    assert evidence.champion is not None  # noqa: S101 - _incomparable has said so
+    assert evidence.over_champion is not None  # noqa: S101
+    version = evidence.champion.version
+    yield f"champion {version}", evidence.over_champion
+    if _judged_by_production(evidence) and evidence.over_production is not None:
+        rows = int(evidence.answered.sum())
+        yield f"its {rows:,} answers in production", evidence.over_production
+
+
+def _judged_by_production(evidence: Evidence) -> bool:
+    """Whether the candidate is held against what the champion answered in production."""
+    if evidence.champion is None or evidence.evaluation is None or _incomparable(evidence):
+        return False
+    return not production_problem(evidence) and not too_few_in_production(evidence)
+
+
+def _basis(evidence: Evidence) -> str:
+    """On how many production rows a promotion rests, in the words of its reason."""
+    if _judged_by_production(evidence):
+        return ""
+    assert evidence.evaluation is not None  # noqa: S101 - completeness has passed
+    return (
+        f"; it rests on the holdout's {evidence.evaluation.holdout_rows:,} rows alone: champion "
+        f"{evidence.evaluation.champion_version} answered {evidence.evaluation.production_rows:,} "
+        "of them in production"
+    )
 
 
 def _overridden(rules: list[Rule], override: str | None) -> bool:
     return bool(override) and all(rule.passed for rule in rules)
-
-
-def _bound(declaration: Declaration) -> float:
-    gate = declaration.gate
-    return gate.margin if gate.promote_when == "superior" else -gate.margin
 
 
 def _incomparable(evidence: Evidence) -> str | None:
@@ -163,27 +214,22 @@ def _incomparable(evidence: Evidence) -> str | None:
     return None
 
 
-def _comparison(evidence: Evidence) -> list[Rule]:
+def _comparison(evidence: Evidence) -> Iterator[Rule]:
     if evidence.champion is None or evidence.evaluation is None:
-        return []
-    problem, bound = _incomparable(evidence), _bound(evidence.declaration)
-    rules = [
-        Rule(
-            name="champion comparable",
-            observed=problem or "yes",
-            bound="on the same rows",
-            passed=not problem,
-        )
-    ]
+        return
+    problem, bound = _incomparable(evidence), improvement_bound(evidence.declaration)
+    yield Rule(
+        name="champion comparable",
+        observed=problem or "yes",
+        bound="on the same rows",
+        passed=not problem,
+    )
     difference = evidence.over_champion
     if difference and not problem:
-        passed = difference.low > bound
-        rules.append(
-            Rule(
-                name="improvement over champion",
-                observed=interval_text(evidence, difference),
-                bound=f"lower end > {bound:g}",
-                passed=passed,
-            )
+        yield Rule(
+            name="improvement over champion",
+            observed=interval_text(evidence, difference),
+            bound=f"lower end > {bound:g}",
+            passed=difference.low > bound,
         )
-    return rules
+        yield from production(evidence)

@@ -3,47 +3,41 @@
 The landing folder is listed and compared with the ledger, so it doesn't matter which event was
 lost, which file was late or how many came at once. A file is copied by its sha256 before it is
 registered: from then on, what lies in the landing folder can change without changing the past.
-A changed file becomes a new revision, said loudly.
+A changed file becomes a new revision, said loudly. Labels that land in a table of their own are
+partitions of their own: neither the data nor they wait for the other.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evergreen.declaration import Declaration, Period
 from evergreen.errors import PartitionError
 from evergreen.ledger import records
 from evergreen.ledger.tables import PartitionRow
 from evergreen.lifecycle.contracts import IngestReport, Partition, PartitionFile, Refused
+from evergreen.lifecycle.contracts.data import partition_name
+from evergreen.lifecycle.landing import Landed, list_landed
 from evergreen.lifecycle.rows import (
+    LABELS,
     MAIN,
     label_timestamps,
+    labels_apart,
     normalise_times,
     read_file,
     required_columns,
+    time_columns,
 )
 from evergreen.store import digest_of
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
-    from upath import UPath
 
 _MOST_GAPS = 100
-
-
-@dataclass(frozen=True)
-class Landed:
-    """A file found in the landing folder."""
-
-    key: str
-    uri: str
-    path: UPath
-    fingerprint: str
 
 
 def ingest(
@@ -60,88 +54,75 @@ def ingest(
         that a task killed before it could say so is not silent when it is run again.
     :raises UnavailableError: when the landing folder, store or ledger can't be reached.
     """
-    landed = _list(declaration, workspace)
-    with workspace.ledger.read() as session:
-        known = {row.key: row for row in records.latest_partitions(session, declaration.name)}
-    registered: list[PartitionRow] = []
-    early, refused, waiting = [], [], {}
-    for key in sorted(set().union(*(files for files in landed.values()))):
-        absent = tuple(source for source, files in landed.items() if key not in files)
-        if absent:
-            waiting[key] = absent
-            continue
-        if declaration.data.partition.end(key) > as_of:
-            early.append(key)
-            continue
-        files = {source: found[key] for source, found in landed.items()}
-        try:
-            row = _candidate(declaration, workspace, key, files, known.get(key))
-        except PartitionError as error:
-            refused.append(Refused(key=key, uri=files[MAIN].uri, reason=str(error)))
-            continue
-        if row is not None:
-            registered.append(_register(workspace, row, run_id))
+    tables = (MAIN, LABELS) if labels_apart(declaration) else (MAIN,)
+    looked = [_look(declaration, workspace, table, as_of, run_id) for table in tables]
+    registered = [row for look in looked for row in look.registered]
     with workspace.ledger.read() as session:
         if run_id is not None:
             registered = [*records.registered_in(session, declaration.name, run_id)]
         mark = records.watermark(session, declaration.name)
-        keys = {row.key for row in records.latest_partitions(session, declaration.name)}
     return IngestReport(
         model=declaration.name,
         registered=tuple(Partition.from_row(row) for row in registered),
-        late=tuple(row.key for row in registered if row.late),
-        waiting=waiting,
-        early=tuple(early),
-        refused=tuple(refused),
-        missing=tuple(_gaps(declaration.data.partition, keys)),
+        late=tuple(partition_name(row.source, row.key) for row in registered if row.late),
+        waiting={name: absent for look in looked for name, absent in look.waiting.items()},
+        early=tuple(name for look in looked for name in look.early),
+        refused=tuple(refused for look in looked for refused in look.refused),
+        missing=tuple(name for look in looked for name in look.missing),
         watermark=mark,
     )
 
 
-def _list(declaration: Declaration, workspace: Workspace) -> dict[str, dict[str, Landed]]:
-    data = declaration.data
-    uris = {MAIN: data.uri, **{name: source.uri for name, source in data.sources.items()}}
-    return {name: _list_source(declaration, workspace, uri) for name, uri in uris.items()}
+@dataclass
+class _Look:
+    """What a look at one table's files has found; see `IngestReport`."""
+
+    registered: list[PartitionRow] = field(default_factory=list)
+    waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    early: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
-def _list_source(declaration: Declaration, workspace: Workspace, uri: str) -> dict[str, Landed]:
-    """Files that match the declared URI, by partition key; other names are not partitions."""
-    absolute = workspace.landing_uri(uri)
-    before, after = absolute.split("{partition}")
-    folder, _, prefix = before.rpartition("/")
-    pattern = re.compile(re.escape(prefix) + "(.+)" + re.escape(after))
-    found = {}
-    with workspace.store.reachable():
-        root = workspace.store.path(folder)
-        depth = after.count("/") + 1
-        listed = root.fs.find(root.path, maxdepth=depth, detail=True) if root.exists() else {}
-        for name, info in sorted(listed.items()):
-            match = pattern.fullmatch("/".join(name.split("/")[-depth:]))
-            if match and _is_key(declaration.data.partition, match[1]):
-                key = match[1]
-                uri = absolute.replace("{partition}", key)
-                found[key] = Landed(key, uri, workspace.store.path(uri), _fingerprint(info))
+def _look(
+    declaration: Declaration, workspace: Workspace, table: str, as_of: datetime, run_id: str | None
+) -> _Look:
+    """Register the partitions of one table that have arrived whole."""
+    landed = list_landed(declaration, workspace, table)
+    with workspace.ledger.read() as session:
+        rows = records.latest_partitions(session, declaration.name, source=table)
+    known = {row.key: row for row in rows}
+    newest = max((row.end for row in rows), default=None)
+    found = _Look()
+    for key in sorted(set().union(*(files for files in landed.values()))):
+        name = partition_name(table, key)
+        absent = tuple(source for source, files in landed.items() if key not in files)
+        if absent:
+            found.waiting[name] = absent
+            continue
+        if declaration.data.partition.end(key) > as_of:
+            found.early.append(name)
+            continue
+        files = {source: each[key] for source, each in landed.items()}
+        try:
+            row = _candidate(declaration, workspace, table, files, known.get(key))
+        except PartitionError as error:
+            found.refused.append(Refused(key=name, uri=files[table].uri, reason=str(error)))
+            continue
+        if row is not None:
+            row.late = newest is not None and row.end < newest and row.revision == 1
+            found.registered.append(_register(workspace, row, run_id))
+            newest = max(newest or row.end, row.end)
+    there = {*known, *(row.key for row in found.registered)}
+    gaps = _gaps(declaration.data.partition, there)
+    found.missing = [partition_name(table, key) for key in gaps]
     return found
-
-
-def _fingerprint(info: Mapping[str, Any]) -> str:
-    """What changes when a file does, without reading it: size and ETag or modification time."""
-    changed = info.get("ETag") or info.get("mtime") or info.get("LastModified")
-    return f"{info.get('size')}/{changed}"
-
-
-def _is_key(period: Period, text: str) -> bool:
-    try:
-        period.start(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _candidate(
     declaration: Declaration,
     workspace: Workspace,
-    key: str,
+    table: str,
     landed: Mapping[str, Landed],
     known: PartitionRow | None,
 ) -> PartitionRow | None:
@@ -158,8 +139,8 @@ def _candidate(
             files[source] = recorded[source]
             continue
         frame = _checked(declaration, workspace, source, stored, file)
-        if source == MAIN:
-            maturity = _maturity(declaration, frame)
+        if source == (LABELS if labels_apart(declaration) else MAIN):
+            maturity = _maturity(declaration, frame, source)
         files[source] = PartitionFile(
             uri=file.uri,
             sha256=sha,
@@ -172,15 +153,16 @@ def _candidate(
     digest = digest_of({source: file.sha256 for source, file in files.items()})
     if known and known.digest == digest:
         return None
-    period = declaration.data.partition
+    period, key = declaration.data.partition, landed[table].key
     return PartitionRow(
         model=declaration.name,
+        source=table,
         key=key,
         revision=known.revision + 1 if known else 1,
         start=period.start(key),
         end=period.end(key),
         digest=digest,
-        rows=files[MAIN].rows,
+        rows=files[table].rows,
         files={name: file.to_dict() for name, file in files.items()},
         maturity=maturity or (known.maturity if known else {}),
         late=False,
@@ -203,24 +185,27 @@ def _checked(
             f"{file.uri} holds no rows. Land it again with its rows, or remove it."
         )
     frame = normalise_times(declaration, source, frame, file.uri)
-    data = declaration.data
-    column = data.event_timestamp if source == MAIN else data.sources[source].event_timestamp
+    data, column = declaration.data, time_columns(declaration, source)[0]
     start, end = data.partition.start(file.key), data.partition.end(file.key)
     outside = frame[column].isna() | (frame[column] < start) | (frame[column] >= end)
     if outside.any():
+        what = "event time" if source != LABELS else "when labels became known"
         first = frame.loc[outside, column].iloc[0]
         raise PartitionError(
             f"{file.uri}: {int(outside.sum()):,} of {len(frame):,} rows have a {column} outside their "
             f"partition, first row {int(outside.to_numpy().argmax())}: {first}; allowed is "
-            f"{start.isoformat()} up to {end.isoformat()}. Cut the file by event time, or check data.timezone."
+            f"{start.isoformat()} up to {end.isoformat()}. Cut the file by {what}, or check data.timezone."
         )
     return frame
 
 
-def _maturity(declaration: Declaration, frame: pd.DataFrame) -> dict[str, int]:
-    """How many labels become known by the end of each hour or day: ISO end → rows, ascending."""
+def _maturity(declaration: Declaration, frame: pd.DataFrame, source: str) -> dict[str, int]:
+    """How many labels become known by the end of each hour or day: ISO end → rows, ascending.
+
+    A label that is landed again in a later file, corrected, is news and counts again.
+    """
     step = "h" if declaration.data.partition is Period.HOUR else "D"
-    known = label_timestamps(declaration, frame).dropna().dt.ceil(step)
+    known = label_timestamps(declaration, frame, source).dropna().dt.ceil(step)
     return {
         moment.isoformat(): int(count)
         for moment, count in known.value_counts().sort_index().items()
@@ -243,15 +228,15 @@ def _register(workspace: Workspace, row: PartitionRow, run_id: str | None) -> Pa
     """The partition and the signal it raises, in one transaction."""
     with workspace.ledger.write() as session:
         mark = records.watermark(session, row.model)
-        row.late = mark is not None and row.end < mark and row.revision == 1
-        written = records.put(session, row, "model", "key", "revision")
+        written = records.put(session, row, "model", "source", "key", "revision")
+        name = partition_name(row.source, row.key)
         records.raise_signal(
             session,
             row.model,
             "new_data",
-            f"{row.key}/{row.revision}",
+            f"{name}/{row.revision}",
             max(mark or row.end, row.end),
-            {"partition": row.key, "revision": row.revision, "rows": row.rows, "run_id": run_id},
+            {"partition": name, "revision": row.revision, "rows": row.rows, "run_id": run_id},
         )
     return written
 

@@ -104,7 +104,8 @@ def improvement(
     pair = (theirs, ours)
     value = metric.improvement(*(_measured(metric, task, labels, each, None) for each in pair))
     sums = [_sums_of(metric, task, labels, each, None) for each in pair]
-    drawn = metric.improvement(*_draws(sums, units_of(len(labels), clusters, how.seed), how))
+    others, own = _draws(sums, units_of(len(labels), clusters, how.seed), how)
+    drawn = own - others if metric.greater_is_better else others - own
     centre = metric.improvement(*(_once(each, len(labels)) for each in sums))
     return _around(value, drawn - centre, how.confidence) if np.isfinite(value) else None
 

@@ -9,6 +9,10 @@ value a row; it is the mean of them.
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration, Metric, Task
@@ -88,6 +92,15 @@ def measure_all(declaration: Declaration, labels: Array, predictions: Array) -> 
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
+def measure_quietly(
+    declaration: Declaration, labels: Array, predictions: Array
+) -> dict[str, float]:
+    """`measure_all` of few rows, without scikit-learn's warnings about what they don't define."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return measure_all(declaration, labels, predictions)
+
+
 def calibration(task: Task, labels: Array, predictions: Array) -> dict[str, float]:
     """How far answers are from what happened, on average.
 
@@ -156,10 +169,8 @@ def own_values(metric: Metric, task: Task, labels: Array, predictions: Array) ->
     """
     import numpy as np
 
-    assert metric.function is not None and metric.folder is not None  # noqa: S101 - a KPI has both
-    function = load_function(metric.folder, metric.function)
-    module, _, name = metric.function.partition(":")
-    where = f"{metric.folder / module}.py: {name}, the KPI {metric.name},"
+    function = own_function(metric)
+    where = _place(metric)
     allowed = (
         f"It gets labels of shape ({len(labels)},) and predictions of shape {predictions.shape}, "
         f"and returns one finite number for each row, shape ({len(labels)},)."
@@ -169,7 +180,9 @@ def own_values(metric: Metric, task: Task, labels: Array, predictions: Array) ->
         given = function(known, predictions.copy())
         values = np.asarray(given, dtype=float)
     except Exception as error:  # whatever a model's own code raises, said with its place
-        raise DeclarationError(f"{where} raised {type(error).__name__}: {error}. {allowed}") from error
+        raise DeclarationError(
+            f"{where} raised {type(error).__name__}: {error}. {allowed}"
+        ) from error
     if values.shape != (len(labels),):
         found = f"{type(given).__name__} of shape {values.shape}"
         raise DeclarationError(f"{where} returned {found}. {allowed}")
@@ -181,6 +194,31 @@ def own_values(metric: Metric, task: Task, labels: Array, predictions: Array) ->
             f"{predictions[first]}), and {count:,} such values in all. {allowed}"
         )
     return values
+
+
+def own_function(metric: Metric) -> Callable[[Array, Array], Any]:
+    """The function of a model's KPI.
+
+    :raises DeclarationError: when it is not there, or doesn't take two arguments.
+    """
+    assert metric.function is not None  # noqa: S101 - asked of a KPI only, which has both
+    assert metric.folder is not None  # noqa: S101
+    function = load_function(metric.folder, metric.function)
+    try:
+        inspect.signature(function).bind("labels", "predictions")
+    except ValueError:
+        return function  # compiled, and doesn't tell what it takes; calling it will
+    except TypeError as error:
+        raise DeclarationError(
+            f"{_place(metric)} can't be called with (labels, predictions): {error}. Those two are "
+            "what it gets."
+        ) from error
+    return function
+
+
+def _place(metric: Metric) -> str:
+    module, _, name = (metric.function or "").partition(":")
+    return f"{(metric.folder or Path()) / module}.py: {name}, the KPI {metric.name},"
 
 
 def _f1_macro(labels: Array, answers: Array, sample_weight: Array | None) -> float:

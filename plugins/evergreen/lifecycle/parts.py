@@ -2,6 +2,8 @@
 
 A part is named by what it was made from and holds, in its own footer, which feature tables it
 joined. Nothing in it depends on when it is read: a label stands there whenever the raw row has it.
+Where labels land in a table of their own none stands there, so that a label's arrival doesn't make
+a part anew.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from evergreen.lifecycle.columns import keyed, kind_of, kind_of_type, missing, o
 from evergreen.lifecycle.contracts import Feature, FeaturePart, Partition
 from evergreen.lifecycle.definitions import RESERVED, Definitions
 from evergreen.lifecycle.features import join
-from evergreen.lifecycle.rows import label_timestamps
+from evergreen.lifecycle.rows import label_timestamps, labels_apart
 from evergreen.lifecycle.sets import Footer, footer, put_table
 from evergreen.lifecycle.tables import FeatureTables
 from evergreen.store import digest_of
@@ -77,7 +79,7 @@ def _recipe(tables: FeatureTables, partition: Partition) -> dict[str, Any]:
     return {
         **tables.recipe(partition, timedelta(0)),
         "entities": declared.data.entities,
-        "label": declared.data.label.model_dump(mode="json"),
+        "label": None if labels_apart(declared) else declared.data.label.model_dump(mode="json"),
         "kept": _kept(declared),
         "features": [feature.to_dict() for feature in tables.definitions.features],
     }
@@ -101,7 +103,7 @@ def _rows(
         "row_id": raw.index.to_series(),
         "event_timestamp": raw[declared.data.event_timestamp],
         "label_timestamp": label_timestamps(declared, raw),
-        "label": of_its_kind(raw[declared.data.label.column]),
+        "label": _label(declared, raw),
         **entities,
     }
     asking = ["row_id", "event_timestamp", *definitions.asked_by()]
@@ -113,6 +115,14 @@ def _rows(
     columns |= requests
     columns |= _slices(declared, raw, columns)
     return pd.DataFrame(columns), list(requests)
+
+
+def _label(declared: Declaration, raw: pd.DataFrame) -> pd.Series:
+    import pandas as pd
+
+    if labels_apart(declared):
+        return pd.Series(float("nan"), raw.index)
+    return of_its_kind(raw[declared.data.label.column])
 
 
 def _entities(declared: Declaration, definitions: Definitions, raw: pd.DataFrame) -> Columns:

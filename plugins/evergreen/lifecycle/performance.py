@@ -4,7 +4,8 @@ Realised on matured rows and estimated on all, side by side, with intervals. A w
 only when the version is surely too bad: even the better end of the interval is beyond the bound,
 or even the better end of its improvement over a naive model is none. What can't be judged says
 why. Beside the metric: labels against those learned from, and the stream of errors
-(`evergreen.lifecycle.concept`).
+(`evergreen.lifecycle.concept`). How a window is put together and how it is judged are both
+short, and read best side by side: hence one longer file.
 """
 
 from __future__ import annotations

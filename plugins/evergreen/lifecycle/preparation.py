@@ -1,16 +1,20 @@
 """Prepare: raw partitions → feature tables → parts, joined point in time.
 
 Each partition gives one part, named by what it was made from; a part that is there is not made
-again, so a retrain costs its new partitions. Labels are judged when the set is split.
+again, so a retrain costs its new partitions. Labels are judged when the set is split; those that
+land in a table of their own are put beside the parts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from evergreen.declaration import Declaration, format_duration
 from evergreen.errors import DataBlockedError
 from evergreen.lifecycle.contracts import FeaturePart, FeatureSet, Snapshot, ValidationReport
 from evergreen.lifecycle.definition_reading import load
 from evergreen.lifecycle.features import apply_definitions
+from evergreen.lifecycle.labels import label_tables
 from evergreen.lifecycle.parts import make_part, request_features
 from evergreen.lifecycle.rows import MAIN
 from evergreen.lifecycle.sets import Split, split
@@ -40,13 +44,16 @@ def prepare(
     )
     window = {partition.key for partition in snapshot.partitions}
     made = [make_part(tables, partition) for partition in usable if partition.key in window]
+    store, labels = workspace.store, snapshot.labels
+    beside = label_tables(declaration, store, snapshot.partitions, labels).tables
+    uris = {key: store.uri(table) for key, table in beside.items()}
     found = FeatureSet(
         model=declaration.name,
         purpose=snapshot.purpose,
         snapshot=validation.snapshot,
         as_of=snapshot.as_of,
         features=(*definitions.features, *request_features(definitions, made)),
-        parts=tuple(each.part for each in made),
+        parts=tuple(_beside(each.part, uris.get(each.part.partition)) for each in made),
         rows=sum(each.part.rows for each in made),
         reused=sum(each.reused for each in made),
     )
@@ -104,11 +111,23 @@ def _with_split(declaration: Declaration, workspace: Workspace, found: FeatureSe
             "holdout_start": cut.holdout_start,
             "training_rows": cut.training_rows,
             "holdout_rows": cut.holdout_rows,
-            "digest_of_rows": digest_of([[part.digest for part in parts], moments]),
+            "digest_of_rows": digest_of([[*_names(workspace, parts)], moments]),
         }
     )
+
+
+def _beside(part: FeaturePart, labels: str | None) -> FeaturePart:
+    return part.model_copy(update={"labels": labels}) if labels else part
 
 
 def _clipped(part: FeaturePart, cut: Split) -> FeaturePart:
     """A part that ends where ``skip_recent`` begins: its newer rows are on neither side."""
     return part.model_copy(update={"end": max(part.start, min(part.end, cut.end))})
+
+
+def _names(workspace: Workspace, parts: tuple[FeaturePart, ...]) -> Iterator[str]:
+    """What the rows and labels of parts are known by, in every deployment."""
+    for part in parts:
+        yield part.digest
+        if part.labels:
+            yield part.labels.removeprefix(f"{workspace.store.root}/")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
 from evergreen.errors import PartitionError
+from evergreen.ledger import records
 from evergreen.lifecycle.contracts import Partition, PartitionFile
 
 if TYPE_CHECKING:
@@ -18,23 +19,39 @@ if TYPE_CHECKING:
 
     from evergreen.store import Store
 
-MAIN = "data"
+MAIN, LABELS = records.DATA, records.LABELS
+
+
+def labels_apart(declaration: Declaration) -> bool:
+    """Whether labels land in a table of their own, the source `LABELS`."""
+    return declaration.data.label.uri is not None
 
 
 def time_columns(declaration: Declaration, source: str) -> tuple[str, ...]:
-    """The columns of a source that are times."""
-    if source != MAIN:
-        return (declaration.data.sources[source].event_timestamp,)
-    label = declaration.data.label
-    return (declaration.data.event_timestamp, *([label.timestamp] if label.timestamp else []))
+    """The columns of a source that are times; by the first one its files are cut."""
+    data = declaration.data
+    apart, known = labels_apart(declaration), data.label.timestamp
+    if apart and source == LABELS:
+        named = [known, *(c for c in data.label.key if c == data.event_timestamp)]
+    elif source != MAIN:
+        named = [data.sources[source].event_timestamp]
+    else:
+        named = [data.event_timestamp, None if apart else known]
+    return tuple(dict.fromkeys(column for column in named if column))
 
 
 def required_columns(declaration: Declaration, source: str) -> tuple[str, ...]:
     """The columns without which a source's file can't be used."""
-    times = time_columns(declaration, source)
-    if source != MAIN:
-        return times
-    return tuple(dict.fromkeys((*times, declaration.data.label.column, *declaration.data.entities)))
+    times, data = time_columns(declaration, source), declaration.data
+    if labels_apart(declaration) and source == LABELS:
+        others: tuple[str, ...] = (data.label.column, *data.label.key)
+    elif source != MAIN:
+        others = ()
+    elif labels_apart(declaration):
+        others = (*data.entities, *data.label.key)
+    else:
+        others = (data.label.column, *data.entities)
+    return tuple(dict.fromkeys((*times, *others)))
 
 
 def read_file(path: Any, uri: str, columns: list[str] | None = None) -> pd.DataFrame:
@@ -106,12 +123,19 @@ def read_raw(
     return normalise_times(declaration, source, frame, file.uri)
 
 
-def label_timestamps(declaration: Declaration, frame: pd.DataFrame) -> pd.Series:
+def label_timestamps(
+    declaration: Declaration, frame: pd.DataFrame, source: str = MAIN
+) -> pd.Series:
     """When each row's label becomes known; NaT where it never does.
 
-    A row without a label value never matures, whatever its timestamp says.
+    A row without a label value never matures, whatever its timestamp says. No row of the model's
+    own table has a label where labels land in a table of their own.
     """
+    import pandas as pd
+
     label = declaration.data.label
+    if labels_apart(declaration) and source == MAIN:
+        return pd.Series(pd.NaT, frame.index, dtype="datetime64[us, UTC]")
     if label.timestamp is not None:
         known = frame[label.timestamp]
     else:

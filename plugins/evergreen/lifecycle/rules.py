@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evergreen.declaration import Metric
+from evergreen.declaration import Declaration, Metric
 from evergreen.lifecycle.bootstrap import Difference
 from evergreen.lifecycle.contracts import Rule
 from evergreen.lifecycle.evidence import Evidence
 
 FEWEST_CLUSTERS = 7  # fewer say nothing about how much one differs from the next
+SKEW = 0.01  # the share of production answers from which on a difference is pointed out
+PRODUCTION_ROWS = "production rows"
 
 
 def interval_text(evidence: Evidence, difference: Difference) -> str:
@@ -22,6 +24,12 @@ def interval_text(evidence: Evidence, difference: Difference) -> str:
         f"{name} improves by {difference.estimate:+.5f} "
         f"({level:.0%} interval {difference.low:+.5f} to {difference.high:+.5f})"
     )
+
+
+def improvement_bound(declaration: Declaration) -> float:
+    """What the lower end of an improvement's interval must exceed."""
+    gate = declaration.gate
+    return gate.margin if gate.promote_when == "superior" else -gate.margin
 
 
 def completeness(evidence: Evidence) -> Iterator[Rule]:
@@ -179,3 +187,62 @@ def infrastructure(evidence: Evidence) -> Iterator[Rule]:
         bound=f"at most {gate.memory_mb:g} MB",
         passed=memory is not None and memory <= gate.memory_mb,
     )
+
+
+def production(evidence: Evidence) -> Iterator[Rule]:
+    """Whether the candidate beats what the champion answered in production, where enough is there."""
+    evaluation, champion = evidence.evaluation, evidence.champion
+    assert evaluation is not None  # noqa: S101 - completeness has passed
+    assert champion is not None  # noqa: S101 - asked where there is one
+    problem, few = production_problem(evidence), too_few_in_production(evidence)
+    rows = f"{evaluation.production_rows:,} of {evaluation.holdout_rows:,} matured holdout rows"
+    said = f"{rows} were answered in production by champion {champion.version}"
+    yield Rule(
+        name=PRODUCTION_ROWS,
+        observed=problem or (f"{said}: the verdict rests on the holdout alone" if few else said),
+        bound="every recorded answer there and finite" if problem else few or "information",
+        passed=not problem,
+    )
+    difference, bound = evidence.over_production, improvement_bound(evidence.declaration)
+    if difference and not problem and not few:
+        yield Rule(
+            name="improvement over production",
+            observed=interval_text(evidence, difference),
+            bound=f"lower end > {bound:g}",
+            passed=difference.low > bound,
+        )
+    if evaluation.production_differs is not None:
+        share = evaluation.production_differs
+        yield Rule(
+            name="same answers as in production",
+            observed=f"{'NO' if share > SKEW else 'yes'}, {share:.1%} of the logged answers differ "
+            "from the champion's anew",
+            bound=f"information from {SKEW:.0%} on, doesn't block",
+            passed=True,
+        )
+
+
+def production_problem(evidence: Evidence) -> str | None:
+    """Why answers that were given in production can't be judged by."""
+    evaluation = evidence.evaluation
+    assert evaluation is not None  # noqa: S101 - completeness has passed
+    if evaluation.production_problem:
+        return evaluation.production_problem
+    given, usable = evaluation.production_rows, int(evidence.answered.sum())
+    if given == usable:
+        return None
+    return f"{abs(given - usable):,} of {given:,} answers in the prediction log are missing or not finite"
+
+
+def too_few_in_production(evidence: Evidence) -> str | None:
+    """What would be enough to compare by, when it is not there."""
+    minimum, unit = (
+        evidence.declaration.training.holdout.min_rows,
+        evidence.declaration.gate.resample,
+    )
+    if int(evidence.answered.sum()) < minimum:
+        return f"at least {minimum:,} to compare by"
+    if evidence.clusters is None:
+        return None
+    found = len(set(evidence.clusters[evidence.answered].tolist()))
+    return None if found >= FEWEST_CLUSTERS else f"at least {FEWEST_CLUSTERS} {unit}s to compare by"

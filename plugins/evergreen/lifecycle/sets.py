@@ -1,8 +1,9 @@
 """Tables of rows in the store: written with exact types, read back as training, holdout or all.
 
 A part is one partition's rows with their features. Labels stand in it whenever the raw file has
-them; whether a row counts is decided by who reads: matured by the set's ``as_of``, and on which
-side of the holdout's start it lies. So a part never changes when time goes on.
+them, or in the part's label table; whether a row counts is decided by who reads: matured by the
+set's ``as_of``, and on which side of the holdout's start it lies. So a part never changes when
+time goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evergreen.errors import DataBlockedError
 from evergreen.lifecycle.contracts import FeaturePart, FeatureSet
+from evergreen.lifecycle.watched import known_labels
 from evergreen.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Which = Literal["training", "holdout", "all"]
 _NOTE = b"evergreen"
 _TICK = timedelta(microseconds=1)
+_LABEL = ("label_timestamp", "label")
 
 
 def put_table(store: Store, name: str, table: pd.DataFrame, note: Mapping[str, Any]) -> str:
@@ -81,6 +84,24 @@ def read_rows(store: Store, feature_set: FeatureSet, which: Which) -> pd.DataFra
     return rows.sort_values(["event_timestamp", "partition", "row_id"], ignore_index=True)
 
 
+def read_part(
+    store: Store, part: FeaturePart, as_of: datetime, columns: list[str] | None = None
+) -> pd.DataFrame:
+    """A part's rows in the order of row ids.
+
+    :param as_of: a label that landed in a table of its own is the one known by then; one that
+        stands in the row itself is there whenever it becomes known.
+    :param columns: only these; all when None.
+    """
+    if part.labels is None:
+        return store.get_table(part.uri, columns)
+    rows = store.get_table(part.uri, columns and list(dict.fromkeys(["row_id", *columns])))
+    known = known_labels(store.get_table(part.labels), as_of).set_index("row_id")
+    named = [column for column in _LABEL if column in rows]
+    joined: pd.DataFrame = rows.drop(columns=named).join(known[named], on="row_id")
+    return joined[columns] if columns else joined[rows.columns]
+
+
 def _bounds(feature_set: FeatureSet, which: Which) -> tuple[datetime, datetime]:
     """From when on, and before when, rows are meant."""
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -101,7 +122,7 @@ def _reached(feature_set: FeatureSet, which: Which) -> list[FeaturePart]:
 
 
 def _part(store: Store, feature_set: FeatureSet, part: FeaturePart, which: Which) -> pd.DataFrame:
-    rows = store.get_table(part.uri).assign(partition=part.partition)
+    rows = read_part(store, part, feature_set.as_of).assign(partition=part.partition)
     if which == "all":
         return rows
     start, end = _bounds(feature_set, which)
@@ -131,7 +152,7 @@ def split(
     embargo: timedelta,
     skip_recent: timedelta,
 ) -> Split:
-    """Part the matured rows; reads two columns of each part.
+    """Part the matured rows; reads few columns of each part.
 
     The holdout is the newest ``length`` of matured rows, its older end excluded; ``skip_recent``
     leaves the newest rows out of both sides.
@@ -141,7 +162,7 @@ def split(
     import pandas as pd
 
     columns = ["event_timestamp", "label_timestamp"]
-    frames = [store.get_table(part.uri, columns) for part in parts]
+    frames = [read_part(store, part, as_of, columns) for part in parts]
     every = pd.concat(frames, ignore_index=True)
     times = every.loc[every["label_timestamp"] <= as_of, "event_timestamp"]
     kept = times[times <= times.max() - skip_recent]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evergreen.declaration import Declaration, Task
 from evergreen.lifecycle.expectations import Finding, Severity, share
-from evergreen.lifecycle.rows import MAIN, required_columns
+from evergreen.lifecycle.rows import LABELS, MAIN, labels_apart, required_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +24,12 @@ def structural_findings(
     needed, other = [c for c in empty if c in required], [c for c in empty if c not in required]
     yield _listing("required columns hold values", "block", needed, "all null", "not all null")
     yield _listing("other columns hold values", "warn", other, "all null", "not all null")
-    label = declaration.data.label.column if source == MAIN else None
+    apart = labels_apart(declaration)
+    label = declaration.data.label.column if source == (LABELS if apart else MAIN) else None
     if source == MAIN:
         yield from _key_checks(declaration, frame)
+        if apart:
+            yield _no_label_here(declaration, frame)
     if label in frame and label not in skipped:
         yield from _label_values(declaration, frame[label])
     yield _infinities(frame.drop(columns=[label], errors="ignore"))
@@ -58,6 +61,38 @@ def _key_checks(declaration: Declaration, frame: pd.DataFrame) -> Iterator[Findi
     identical = twins.map(repr).duplicated().reindex(frame.index, fill_value=False)
     yield _rows("no repeated rows", again & identical, f"identical, {', '.join(keys)} included")
     yield _rows("keys unique", again & ~identical, f"same {', '.join(keys)}, other values")
+
+
+def _no_label_here(declaration: Declaration, frame: pd.DataFrame) -> Finding:
+    """A label that has its own table must not stand among the features too."""
+    data = declaration.data
+    ours = {data.event_timestamp, *data.entities, *data.label.key}
+    named = {data.label.column, data.label.timestamp} - ours
+    found = [str(column) for column in frame if column in named]
+    observed = ", ".join(found) or "none"
+    return Finding(
+        "no label among the data", "block", not found, observed, f"only in {data.label.uri}"
+    )
+
+
+def label_key_findings(declaration: Declaration, frame: pd.DataFrame) -> Iterator[Finding]:
+    """By ``label.key`` a label finds exactly one row; what has no whole key never gets one.
+
+    :param frame: the rows of the model's own table that are not set aside.
+    """
+    keys = [column for column in declaration.data.label.key if column in frame]
+    named = ", ".join(keys)
+    whole = frame.dropna(subset=keys)
+    without, doubled = len(frame) - len(whole), whole.duplicated(keys, keep=False)
+    observed = share(int(doubled.sum()), len(frame))
+    if doubled.any():
+        observed += f", such as {whole.loc[doubled, keys].iloc[0].to_dict()}"
+    yield Finding(
+        "label keys unique", "block", not doubled.any(), observed, f"one row for each {named}"
+    )
+    yield Finding(
+        "label keys not null", "warn", not without, share(without, len(frame)), f"a whole {named}"
+    )
 
 
 def _label_values(declaration: Declaration, label: pd.Series) -> Iterator[Finding]:

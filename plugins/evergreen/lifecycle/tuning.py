@@ -2,7 +2,7 @@
 
 Many candidates start on few rows, the better third goes on with three times as many (K. Jamieson
 and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016).
-What was found is kept in the store under the digest of the question (model, estimator, search)
+What was found is kept in the store under the digest of the question (model, estimator, search, metric)
 and answers it until it is asked to be searched anew.
 """
 
@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
-from evergreen.errors import TrainingError
+from evergreen.errors import DeclarationError, TrainingError
 from evergreen.lifecycle import tracking
 from evergreen.lifecycle.contracts import Feature
 from evergreen.lifecycle.estimators import build_estimator, wants_indices
@@ -76,14 +76,16 @@ def best_parameters(
 
     Every candidate becomes a child of the MLflow run, found again by its key.
 
-    :raises DeclarationError: for a parameter that the estimator doesn't take.
+    :raises DeclarationError: for a parameter that the estimator doesn't take, or a KPI that can't
+        be used.
     :raises TrainingError: when no candidate could be fitted and scored.
     """
-    declaration = lesson.declaration
+    declaration, primary = lesson.declaration, lesson.declaration.primary
     question = {
         "model": declaration.name,
         "estimator": declaration.training.estimator,
         "search": declaration.model_dump(mode="json")["training"]["search"],
+        "primary": [primary.name, primary.function, primary.greater_is_better],
     }
     name = f"documents/search/{digest_of(question)}.json"
     if workspace.store.exists(name) and not tune:
@@ -132,7 +134,10 @@ def _search(lesson: Lesson) -> dict[str, Any]:
             **common,
         )
     )
-    halving.fit(lesson.rows, lesson.targets)
+    try:
+        halving.fit(lesson.rows, lesson.targets)
+    except _KpiError as error:
+        raise error.problem from error
     found = halving.cv_results_
     scores = found["mean_test_score"]
     if not np.isfinite(scores[halving.best_index_]):
@@ -169,9 +174,22 @@ def _scorer(lesson: Lesson) -> Any:
         model = recipe.model_
         if task.classifies and len(model.estimator.classes_) < len(lesson.values):
             return float("nan")
-        return sign * measure(metric, task, targets, model.predict(rows))
+        answers = model.predict(rows)
+        try:
+            return sign * measure(metric, task, targets, answers)
+        except DeclarationError as error:
+            raise _KpiError(error) from error
 
     return score
+
+
+class _KpiError(BaseException):
+    """A model's KPI can't be used. The search takes any Exception for one candidate's failure and
+    goes on to the next; this ends it."""
+
+    def __init__(self, problem: DeclarationError) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 def _recipe(lesson: Lesson) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import AwareDatetime
 
-from evergreen.declaration import Declaration, Task
+from evergreen.declaration import Declaration
 from evergreen.errors import PartitionError
 from evergreen.lifecycle.contracts import Check, Contract, Partition, Snapshot, ValidationReport
 from evergreen.lifecycle.expectations import (
@@ -30,15 +30,18 @@ from evergreen.lifecycle.expectations import (
     run_suite,
     share,
 )
+from evergreen.lifecycle.label_checks import WHOLE, label_checks, plain
 from evergreen.lifecycle.rows import (
+    LABELS,
     MAIN,
     label_timestamps,
+    labels_apart,
     read_file,
     read_raw,
     required_columns,
     time_columns,
 )
-from evergreen.lifecycle.structure import structural_findings
+from evergreen.lifecycle.structure import label_key_findings, structural_findings
 from evergreen.store import Store, digest_of
 from evergreen.workspace import Workspace
 
@@ -47,8 +50,6 @@ if TYPE_CHECKING:
 
 CHECKS_VERSION = 1
 """Raise it when a built-in check changes: results kept under the old number are not found again."""
-WHOLE = "snapshot"
-"""Stands for the partition's key where a check is about all of them."""
 
 
 class PartitionChecks(Contract):
@@ -72,42 +73,53 @@ def validate(
 ) -> ValidationReport:
     """Check every partition of the snapshot, window and context, and the snapshot as a whole.
 
+    To train, also the label files, where labels land in a table of their own. Those have no rows
+    to set aside, and their columns are not compared with the champion's: what can't be joined is
+    refused by `evergreen.lifecycle.labels`.
+
     :param champion_snapshot: what the champion learnt from; without one, columns are compared
         with the window's first partition.
     :raises DeclarationError: for a suite that can't be used.
     """
     store, suite = workspace.store, read_suite(declaration)
-    every = (*snapshot.context, *snapshot.partitions)
+    rows = (*snapshot.context, *snapshot.partitions)
+    every = (*rows, *(snapshot.labels if snapshot.purpose == "train" else ()))
     keys = {p.digest: _key(declaration, suite, snapshot, p) for p in every}
     found = {
         p.digest: _cached(store, keys[p.digest])
         or _examine(declaration, store, suite, p, purpose=snapshot.purpose, key=keys[p.digest])
         for p in every
     }
+    aside = {
+        digest: store.uri(_quarantine_name(keys[digest]))
+        for digest in found
+        if found[digest].quarantined
+    }
     schema = tuple(_schema_checks(snapshot, champion_snapshot, found))
+    classes = {digest: result.classes for digest, result in found.items()}
     checks = (
         *chain.from_iterable(found[p.digest].checks for p in every),
-        *(_share_check(declaration, p, found[p.digest].quarantined) for p in every),
+        *(_share_check(declaration, p, found[p.digest].quarantined) for p in rows),
         *schema,
-        *(_label_checks(declaration, snapshot, found) if snapshot.purpose == "train" else ()),
+        *(
+            label_checks(declaration, store, snapshot, classes, aside)
+            if snapshot.purpose == "train"
+            else ()
+        ),
     )
     blocked = {c.partition for c in checks if c.severity == "block" and not c.passed}
     return ValidationReport(
         model=declaration.name,
         snapshot=digest_of(snapshot.to_dict()),
-        blocked=tuple(key for key in (*(p.key for p in every), WHOLE) if key in blocked),
+        blocked=tuple(name for name in (*(p.name for p in every), WHOLE) if name in blocked),
         checks=checks,
-        quarantined={
-            digest: store.uri(_quarantine_name(keys[digest]))
-            for digest in found
-            if found[digest].quarantined
-        },
+        quarantined=aside,
         quarantined_rows=sum(result.quarantined for result in found.values()),
         schema_changes=tuple(
             f"{c.partition}: {c.name}: {c.observed}, was {c.bound}" for c in schema if not c.passed
         ),
-        report=store.uri(_report_name(declaration, keys[every[-1].digest]))
-        if suite and every
+        report=store.uri(_report_name(declaration, keys[rows[-1].digest]))
+        if suite and rows
         else None,
     )
 
@@ -172,7 +184,7 @@ def _examine(
     empty: dict[str, tuple[str, ...]] = {}
     classes: dict[str, AwareDatetime] = {}
     quarantined = 0
-    for source in (MAIN, *declaration.data.sources):
+    for source in (MAIN, *declaration.data.sources) if partition.source == MAIN else (LABELS,):
         frame = _read(declaration, store, partition, source)
         if isinstance(frame, Finding):
             checks.append(_check(partition, source, frame))
@@ -182,7 +194,10 @@ def _examine(
         if source == MAIN:
             aside = _set_aside(findings)
             quarantined = len(aside)
-            classes = _classes(declaration, frame.drop(index=aside["row_id"].tolist()))
+            kept = frame.drop(index=aside["row_id"].tolist())
+            classes = _classes(declaration, kept)
+            if labels_apart(declaration):
+                findings += _label_keys(declaration, kept, purpose)
             if quarantined:
                 store.put_table(_quarantine_name(key), aside)
         else:
@@ -202,7 +217,10 @@ def _examine(
 
 
 def _label_columns(declaration: Declaration) -> frozenset[str]:
+    """The columns of the model's own table that hold its labels."""
     label = declaration.data.label
+    if labels_apart(declaration):
+        return frozenset()
     return frozenset((label.column, *([label.timestamp] if label.timestamp else [])))
 
 
@@ -243,23 +261,27 @@ def _without_quarantine(finding: Finding) -> Finding:
     return replace(finding, severity="block", observed=finding.observed + note, rows=())
 
 
+def _label_keys(declaration: Declaration, kept: pd.DataFrame, purpose: str) -> Iterator[Finding]:
+    """A doubled key makes training wrong; a prediction is what it is, so there it is said."""
+    for finding in label_key_findings(declaration, kept):
+        yield replace(finding, severity="warn") if purpose == "score" else finding
+
+
 def _classes(declaration: Declaration, frame: pd.DataFrame) -> dict[str, AwareDatetime]:
     """Each label value and when it was first known; a thousand are enough to see what is wrong."""
     label = declaration.data.label.column
-    if not declaration.task.classifies or set(required_columns(declaration, MAIN)) - set(frame):
+    absent = set(required_columns(declaration, MAIN)) - set(frame)
+    if labels_apart(declaration) or not declaration.task.classifies or absent:
         return {}
     first = label_timestamps(declaration, frame).groupby(frame[label]).min().dropna()
     first = first.sort_values(kind="stable").head(1000)
-    return {
-        f"{value:g}" if isinstance(value, float) else str(value): moment.to_pydatetime()
-        for value, moment in first.items()
-    }
+    return {plain(value): moment.to_pydatetime() for value, moment in first.items()}
 
 
 def _check(partition: Partition, source: str, finding: Finding) -> Check:
     return Check(
         name=f"{source}: {finding.name}",
-        partition=partition.key,
+        partition=partition.name,
         severity=finding.severity,
         passed=finding.passed,
         observed=finding.observed,
@@ -276,40 +298,6 @@ def _share_check(declaration: Declaration, partition: Partition, quarantined: in
         passed=quarantined <= limit * partition.rows,
         observed=share(quarantined, partition.rows),
         bound=f"at most {100 * limit:g} %",
-    )
-
-
-def _label_checks(
-    declaration: Declaration, snapshot: Snapshot, found: Mapping[str, PartitionChecks]
-) -> Iterator[Check]:
-    """There is something to learn: labels known as of the snapshot, and two classes of them."""
-    yield Check(
-        name="matured rows",
-        partition=WHOLE,
-        severity="block",
-        passed=snapshot.matured > 0,
-        observed=f"{snapshot.matured:,} ({snapshot.immature:,} not yet, {snapshot.never:,} never labelled)",
-        bound="at least 1",
-    )
-    if not declaration.task.classifies:
-        return
-    seen = sorted(
-        {
-            value
-            for partition in snapshot.partitions
-            for value, moment in found[partition.digest].classes.items()
-            if moment <= snapshot.as_of
-        }
-    )
-    binary = declaration.task is Task.BINARY
-    some = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
-    yield Check(
-        name=f"classes of {declaration.data.label.column}",
-        partition=WHOLE,
-        severity="block",
-        passed=len(seen) == 2 if binary else len(seen) > 1,
-        observed=f"{len(seen)}: {some or 'none'}",
-        bound="exactly 2" if binary else "at least 2",
     )
 
 

@@ -2,6 +2,7 @@
 
 from evergreen.operators.arbitration import ArbitrateOperator, ConcludeRunOperator
 from evergreen.operators.drift import DetectDriftOperator
+from evergreen.operators.escalation import EscalateOperator
 from evergreen.operators.evaluation import EvaluateModelOperator
 from evergreen.operators.extraction import ExtractSnapshotOperator
 from evergreen.operators.gating import GateOperator
@@ -21,6 +22,7 @@ __all__ = [
     "CheckInfrastructureOperator",
     "ConcludeRunOperator",
     "DetectDriftOperator",
+    "EscalateOperator",
     "EvaluateModelOperator",
     "ExtractSnapshotOperator",
     "GateOperator",

@@ -1,11 +1,13 @@
 """The paired bootstrap says "better" rarely when nothing is better, and its interval covers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergreen.declaration import METRICS, Task
+from evergreen.declaration import METRICS, Metric, Task
 from evergreen.lifecycle.bootstrap import Difference, paired_difference
 from evergreen.lifecycle.metrics import measure
 
@@ -126,6 +128,33 @@ def test_every_metric_tells_the_better_from_the_worse(name: str, task: Task) -> 
     assert METRICS[name].improvement(
         measure(METRICS[name], task, labels, bad), measure(METRICS[name], task, labels, good)
     ) == pytest.approx(found.estimate)
+
+
+def test_a_kpi_is_resampled_by_its_rows(tmp_path: Path) -> None:
+    """The squared error by another name has the same interval, with clusters and without."""
+    (tmp_path / "kpi.py").write_text(
+        "def cost(labels, answers):\n    return (labels - answers) ** 2\n"
+    )
+    kpi = Metric("cost", frozenset(Task), False, "kpi:cost", tmp_path)
+    rng = np.random.default_rng(4)
+    labels, ours, theirs = rng.integers(0, 2, 300), rng.uniform(size=300), rng.uniform(size=300)
+    for clusters in (None, np.arange(300) // 10):
+        found = [
+            paired_difference(
+                metric,
+                Task.BINARY,
+                labels,
+                ours,
+                theirs,
+                resamples=300,
+                confidence=0.95,
+                seed=1,
+                clusters=clusters,
+            )
+            for metric in (METRICS["brier_score"], kpi)
+        ]
+        assert found[1].estimate == pytest.approx(found[0].estimate)
+        assert (found[1].low, found[1].high) == pytest.approx((found[0].low, found[0].high))
 
 
 def test_many_rows_cost_no_more_and_say_the_same() -> None:

@@ -172,3 +172,29 @@ def test_calibration_is_the_mean_distance_by_bins() -> None:
     assert 0.1 <= found["expected_calibration_error"] < 0.25
     perfect = calibration(Task.REGRESSION, np.arange(20.0), np.arange(20.0))
     assert perfect["expected_calibration_error"] == perfect["mean_residual"] == 0.0
+
+
+def test_a_tracked_kpi_is_measured_wherever_a_metric_is(workspace: Workspace) -> None:
+    plain = _declare(
+        workspace, "binary", "sklearn.ensemble.HistGradientBoostingClassifier", max_iter=3
+    )
+    (plain.folder / "kpi.py").write_text(
+        "def cost(labels, answers):\n    return labels - answers\n"
+    )
+    kpi = {"name": "bias", "function": "kpi:cost", "greater_is_better": False}
+    content = plain.model_dump(mode="json")
+    declaration = declare(
+        plain.folder, **content | {"evaluation": content["evaluation"] | {"kpi": kpi}}
+    )
+    prepared = store_features(workspace, example_rows())
+    candidate = _train(declaration, workspace, prepared, "train/1")
+    found = evaluate(declaration, workspace, candidate, prepared[0], champion=None, as_of=AS_OF)
+    rows = workspace.store.get_table(found.predictions)
+    bias = pytest.approx(float((rows["label"] - rows["candidate"]).mean()))
+    assert (found.metrics["candidate"]["bias"], set(found.metrics["baseline"])) == (
+        bias,
+        {"log_loss", "roc_auc", "accuracy", "bias"},
+    )
+    assert "bias" in found.slices["origin"]["JFK"]
+    logged = tracking.client(workspace).get_run(candidate.mlflow_run).data.metrics
+    assert logged["candidate.bias"] == bias

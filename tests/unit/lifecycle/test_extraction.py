@@ -3,12 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evergreen.errors import DataBlockedError
 from evergreen.lifecycle.contracts import Snapshot
 from evergreen.lifecycle.extraction import extract, extract_unscored
-from tests.lifelike import Life
+from evergreen.lifecycle.ingestion import ingest
+from tests.lifelike import LATER, Life
 
 THIRD = datetime(2013, 1, 3, tzinfo=UTC)
 
@@ -95,3 +97,87 @@ def test_nothing_is_scored_before_the_first_champion(tmp_path: Path) -> None:
     life = Life.begin(tmp_path)
     life.land(1)
     assert extract_unscored(life.declaration, life.workspace) is None
+
+
+class TestLabelsApart:
+    """Labels that land in a table of their own."""
+
+    @pytest.fixture
+    def life(self, tmp_path: Path) -> Life:
+        label = {
+            "column": "verdict",
+            "timestamp": "known_at",
+            "uri": "labels/{partition}.parquet",
+            "key": ["order_id"],
+        }
+        return Life.begin(tmp_path, data={"label": label})
+
+    def land(self, life: Life, day: int) -> None:
+        life.land(day, order_id=[f"{day}-{i}" for i in range(200)])
+
+    def say(self, life: Life, day: int, labels: dict[str, float], hour: int = 1) -> None:
+        """Land a label file of the day on which these became known."""
+        folder = life.workspace.home / "labels"
+        folder.mkdir(exist_ok=True)
+        known = pd.Timestamp(2013, 1, day, hour, tz="UTC")
+        frame = pd.DataFrame(
+            {"order_id": labels.keys(), "verdict": labels.values(), "known_at": known}
+        )
+        frame.to_parquet(folder / f"2013-01-{day:02}.parquet")
+        ingest(life.declaration, life.workspace, LATER)
+
+    def test_labels_are_counted_as_they_are_known_by_then(self, life: Life) -> None:
+        self.land(life, 1)
+        self.say(life, 2, {"1-0": 1.0, "1-1": 0.0, "9-9": 1.0})
+        self.say(life, 4, {"1-1": 1.0, "1-2": 1.0})
+        early = cut(life, THIRD)
+        assert (early.matured, early.immature, early.never) == (2, 1, 197)
+        late = cut(life, THIRD + timedelta(days=3))
+        assert (late.matured, late.immature, late.never) == (3, 0, 197)
+        assert late.orphans == 1
+        assert any(
+            "labels/2013-01-02 to labels/2013-01-04), 1 labels" in x for x in late.describe()
+        )
+
+    def test_labels_registered_later_are_not_part_of_it(self, life: Life) -> None:
+        self.land(life, 1)
+        self.say(life, 2, {"1-0": 1.0})
+        before = cut(life, sequence=2)
+        self.say(life, 3, {"1-1": 1.0})
+        self.say(life, 2, {"1-0": 0.0, "1-5": 0.0})  # a new revision
+        assert cut(life, sequence=2) == before
+        after = cut(life, sequence=4)
+        assert [str(p) for p in after.labels] == [
+            "labels/2013-01-02 (revision 2)",
+            "labels/2013-01-03",
+        ]
+        assert after.save(life.workspace.store) != before.save(life.workspace.store)
+
+    def test_only_files_that_can_hold_labels_of_the_window_are_part_of_it(
+        self, tmp_path: Path, life: Life
+    ) -> None:
+        for day in (1, 2, 3):
+            self.land(life, day)
+            self.say(life, day, {f"{day}-0": 1.0})
+        window = {"kind": "sliding", "length": "2d"}
+        training = life.declaration.training.model_copy(
+            update={"window": type(life.declaration.training.window).model_validate(window)}
+        )
+        sliding = life.declaration.model_copy(update={"training": training})
+        snapshot = extract(sliding, life.workspace, as_of=THIRD + timedelta(days=1), sequence=100)
+        assert [p.key for p in snapshot.labels] == [p.key for p in snapshot.partitions]
+        assert (len(snapshot.labels), snapshot.matured) == (2, 2)
+
+    def test_no_label_at_all_is_refused(self, life: Life) -> None:
+        self.land(life, 1)
+        with pytest.raises(DataBlockedError, match=r"none of 200 rows has a label .* 200 never"):
+            cut(life)
+
+    def test_a_snapshot_without_is_written_as_before(self, tmp_path: Path) -> None:
+        """So that what older deployments have written keeps its digest."""
+        (tmp_path / "other").mkdir()
+        life = Life.begin(tmp_path / "other")
+        life.land(1)
+        snapshot = cut(life).to_dict()
+        assert {"labels", "orphans"}.isdisjoint(snapshot)
+        assert "source" not in snapshot["partitions"][0]

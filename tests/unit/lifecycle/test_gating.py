@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from evergreen.lifecycle.evidence import Evidence
 from evergreen.lifecycle.gating import judge
 from evergreen.lifecycle.metrics import measure_all
 from tests.builders import declare
+from tests.lifelike import SMALL, Life
 
 START = datetime(2013, 2, 1, tzinfo=UTC)
 REF = Reference(kind="features", uri="file:///features", digest="f")
@@ -303,19 +305,119 @@ def test_an_override_overrides_nothing_else() -> None:
     assert not judge(evidence(0.3, 1.0), override="please").promotes
 
 
+KPI = {"name": "delay_cost", "function": "kpi:cost"}
+
+
+@pytest.mark.parametrize("greater", [False, True])
+def test_a_kpi_judges_as_the_primary_metric(greater: bool, tmp_path: Path) -> None:
+    """From the declaration through training, evaluation and the real gate."""
+    code = """
+        def cost(labels, predictions):
+            missed, alarm = labels * (1 - predictions) * 90, (1 - labels) * predictions * 90
+            return SIGN * (missed + alarm)
+    """
+    (tmp_path / "kpi.py").write_text(dedent(code).replace("SIGN", "-1" if greater else "1"))
+    bound = -40.0 if greater else 40.0
+    measured = {
+        "primary": "delay_cost",
+        "kpi": {**KPI, "greater_is_better": greater},
+        "slices": ["kind"],
+        "min_slice_rows": 20,
+    }
+    gate = {**SMALL["gate"], "floors": {"delay_cost": bound}, "slice_floors": {"delay_cost": bound}}
+    weak = {**SMALL["training"], "parameters": {"C": 1e-3}}
+    life = Life.begin(tmp_path, evaluation=measured, training=weak)
+    life.land(1)
+    life.land(2)
+    assert life.retrain("run 1").promotes
+    life.land(3)
+    better = Life(
+        declare(tmp_path, **SMALL | {"evaluation": measured, "gate": gate}), life.workspace
+    )
+    decision = better.decide("run 2")
+    verdict, run = better.judge(decision)
+    assert (verdict.verdict, verdict.primary) == ("promote", "delay_cost")
+    assert "better than champion 1: delay_cost improves by +" in verdict.reason
+    rules = {rule.name: rule for rule in verdict.rules}
+    word = "at least -40" if greater else "at most 40"
+    assert rules["floor delay_cost"].bound == rules["floor delay_cost where kind = a"].bound == word
+    costs = {who: found["delay_cost"] for who, found in run.evaluation.metrics.items()}
+    ordered = sorted(costs, key=costs.__getitem__, reverse=greater)
+    assert ordered == ["candidate", "champion", "baseline"]
+    assert max(run.evaluation.importance, key=run.evaluation.importance.__getitem__) == "x"
+    dear = gate | {"floors": {"delay_cost": bound / 10}}
+    too_dear = Evidence(
+        declare(tmp_path, **SMALL | {"evaluation": measured, "gate": dear}),
+        run.trained,
+        run.validation,
+        run.evaluation,
+        run.infrastructure,
+        run.champion,
+        life.workspace.store.get_table(run.evaluation.predictions),
+    )
+    assert "floor delay_cost" in judge(too_dear).reason
+
+
+def answered(given_: Evidence, logged: np.ndarray, **told: Any) -> Evidence:
+    """Evidence whose champion answered ``logged`` in production; NaN where it was not asked."""
+    assert given_.rows is not None
+    assert given_.evaluation is not None
+    facts = {"production_rows": int(np.isfinite(logged).sum()), "production_differs": 0.0, **told}
+    return replace(
+        given_,
+        rows=given_.rows.assign(production=logged),
+        evaluation=given_.evaluation.model_copy(update=facts),
+    )
+
+
+def test_only_rows_answered_in_production_are_compared_with_it() -> None:
+    """Hours without an answer are no clusters of their own, and no row is missing for it."""
+    given_ = evidence(gate={"resample": "hour"})
+    assert given_.rows is not None
+    logged = np.where(np.arange(ROWS) % 2, given_.rows["champion"], np.nan)
+    half = answered(given_, logged)
+    assert "against its 300 answers in production" in judge(half).reason
+    assert half.over_production is not None
+    alone = evidence(gate={"resample": "hour"})
+    assert alone.rows is not None
+    odd = replace(alone, rows=alone.rows[np.arange(ROWS) % 2 == 1].reset_index(drop=True))
+    assert half.over_production == odd.over_champion
+
+
+def test_a_production_margin_is_the_champions() -> None:
+    non_inferior = {"promote_when": "non_inferior", "margin": 0.02}
+    given_ = evidence(0.7, 0.7, gate=non_inferior)
+    assert given_.rows is not None
+    assert judge(answered(given_, given_.rows["candidate"].to_numpy())).verdict == "promote"
+    better = answered(given_, given_.rows["label"].to_numpy() * 0.9 + 0.05)
+    assert judge(better).verdict == "reject"
+
+
+def test_production_is_not_asked_where_the_champion_cannot_be_compared() -> None:
+    given_ = evidence()
+    assert given_.evaluation is not None
+    broken = answered(given_, np.full(ROWS, np.nan), production_rows=5, champion_problem="gone")
+    verdict = judge(broken, override="agreed")
+    assert (verdict.verdict, verdict.promotes) == ("incomparable", True)
+    assert not any("production" in rule.name for rule in verdict.rules)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     candidate=st.floats(0, 1),
     champion=st.none() | st.floats(0, 1),
-    hole=st.none() | st.sampled_from(["candidate", "champion", "baseline"]),
+    hole=st.none() | st.sampled_from(["candidate", "champion", "baseline", "production"]),
+    logged=st.none() | st.floats(0, 1),
 )
 def test_what_goes_live_has_shown_everything(
-    candidate: float, champion: float | None, hole: str | None
+    candidate: float, champion: float | None, hole: str | None, logged: float | None
 ) -> None:
     """The law of the gate: promotion means every rule passed, and a NaN anywhere stops it."""
     given_ = evidence(candidate, champion)
+    if champion is not None and logged is not None:
+        given_ = answered(given_, answers(logged)[1])
     if hole is not None and given_.rows is not None and hole in given_.rows:
         given_.rows.loc[0, hole] = np.nan
     verdict = judge(given_)

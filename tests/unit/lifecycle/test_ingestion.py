@@ -136,6 +136,135 @@ def test_a_partition_waits_for_all_its_sources(workspace: Workspace, tmp_path: P
     assert set(registered[0].files) == {"data", "weather"}
 
 
+LABEL = {
+    "column": "late",
+    "timestamp": "known_at",
+    "uri": "landing/labels/{partition}.parquet",
+    "key": ["order_id"],
+}
+
+
+class TestLabelsApart:
+    """Labels that land in a table of their own."""
+
+    @pytest.fixture
+    def declaration(self, tmp_path: Path) -> Declaration:
+        return declare(tmp_path, data={"label": LABEL})
+
+    def orders(self, workspace: Workspace, key: str) -> None:
+        frame = rows(key).rename(columns={"x": "order_id"})
+        land(workspace, key, frame.drop(columns=["late", "label_timestamp"]))
+
+    def labels(self, workspace: Workspace, key: str, **columns: object) -> Path:
+        frame = rows(key).rename(columns={"x": "order_id", "event_timestamp": "known_at"})
+        (workspace.home / "landing" / "labels").mkdir(parents=True, exist_ok=True)
+        frame = frame[["order_id", "late", "known_at"]].assign(**columns)
+        return land(workspace, f"labels/{key}", frame)
+
+    def signals(self, workspace: Workspace) -> dict[str, datetime]:
+        with workspace.ledger.read() as session:
+            return {row.key: row.as_of for row in records.open_signals(session, "example")}
+
+    def test_neither_waits_for_the_other_and_data_comes_first(
+        self, workspace: Workspace, declaration: Declaration
+    ) -> None:
+        self.labels(workspace, "2013-01-02")
+        first = ingest(declaration, workspace, LATER)
+        assert [str(p) for p in first.registered] == ["labels/2013-01-02"]
+        assert (first.waiting, first.watermark) == ({}, datetime(2013, 1, 3, tzinfo=UTC))
+        self.orders(workspace, "2013-01-01")
+        self.labels(workspace, "2013-01-03")
+        self.orders(workspace, "2013-01-04")
+        second = ingest(declaration, workspace, LATER)
+        assert [p.name for p in second.registered] == [
+            "2013-01-01",
+            "2013-01-04",
+            "labels/2013-01-03",
+        ]
+        assert (second.waiting, second.late) == ({}, ()), "late is said within one table"
+        assert second.missing == ("2013-01-02", "2013-01-03")
+        files = [set(p.files) for p in second.registered]
+        assert files == [{"data"}, {"data"}, {"labels"}]
+
+    def test_each_raises_a_signal_and_only_labels_mature(
+        self, workspace: Workspace, declaration: Declaration
+    ) -> None:
+        self.orders(workspace, "2013-01-01")
+        self.labels(workspace, "2013-01-01", late=[None, *[1.0] * 23])
+        ingest(declaration, workspace, LATER)
+        end = datetime(2013, 1, 2, tzinfo=UTC)
+        assert self.signals(workspace) == {"2013-01-01/1": end, "labels/2013-01-01/1": end}
+        with workspace.ledger.read() as session:
+            every = records.latest_partitions(session, "example", source=None)
+        assert {row.source: row.maturity for row in every} == {
+            "data": {},
+            "labels": {end.isoformat(): 23},
+        }
+
+    def test_a_run_asked_again_reports_its_labels_too(
+        self, workspace: Workspace, declaration: Declaration
+    ) -> None:
+        self.orders(workspace, "2013-01-01")
+        self.labels(workspace, "2013-01-01")
+        once = ingest(declaration, workspace, LATER, run_id="a")
+        self.labels(workspace, "2013-01-02")
+        ingest(declaration, workspace, LATER, run_id="b")
+        again = ingest(declaration, workspace, LATER, run_id="a")
+        assert again.registered == once.registered
+        assert [p.name for p in once.registered] == ["2013-01-01", "labels/2013-01-01"]
+
+    def test_one_landed_again_is_a_revision_and_a_late_one_is_said(
+        self, workspace: Workspace, declaration: Declaration
+    ) -> None:
+        self.labels(workspace, "2013-01-02")
+        ingest(declaration, workspace, LATER)
+        self.labels(workspace, "2013-01-02", late=0.0)
+        self.labels(workspace, "2013-01-01")
+        report = ingest(declaration, workspace, LATER)
+        assert [str(p) for p in report.registered] == [
+            "labels/2013-01-01",
+            "labels/2013-01-02 (revision 2)",
+        ]
+        assert report.late == ("labels/2013-01-01",)
+        assert any("REGISTRATION: labels/2013-01-02" in line for line in report.describe())
+
+    def test_one_of_the_future_waits(self, workspace: Workspace, declaration: Declaration) -> None:
+        self.labels(workspace, "2013-01-01")
+        noon = datetime(2013, 1, 1, 12, tzinfo=UTC)
+        assert ingest(declaration, workspace, noon).early == ("labels/2013-01-01",)
+        assert not self.signals(workspace)
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"known_at": pd.Timestamp("2013-01-02T00:00Z")}, "24 of 24 rows have a known_at out"),
+            ({"known_at": pd.NaT}, "Cut the file by when labels became known"),
+            ({"known_at": "soon"}, "not times"),
+        ],
+    )
+    def test_a_time_of_another_partition_is_refused(
+        self,
+        workspace: Workspace,
+        declaration: Declaration,
+        columns: dict[str, object],
+        message: str,
+    ) -> None:
+        self.orders(workspace, "2013-01-01")
+        self.labels(workspace, "2013-01-01", **columns)
+        report = ingest(declaration, workspace, LATER)
+        assert [p.name for p in report.registered] == ["2013-01-01"]
+        assert [refused.key for refused in report.refused] == ["labels/2013-01-01"]
+        assert message in report.refused[0].reason
+
+    def test_each_table_needs_the_key(self, workspace: Workspace, declaration: Declaration) -> None:
+        land(workspace, "2013-01-01", rows("2013-01-01"))
+        frame = pd.read_parquet(self.labels(workspace, "2013-01-01"))
+        land(workspace, "labels/2013-01-01", frame.drop(columns=["order_id", "late"]))
+        reasons = [refused.reason for refused in ingest(declaration, workspace, LATER).refused]
+        assert "has no column order_id; found" in reasons[0]
+        assert "has no column late, order_id; found known_at" in reasons[1]
+
+
 BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame | bytes], str]] = {
     "empty": (lambda f: b"", "not readable as Parquet"),
     "no Parquet": (lambda f: b"a,b\n1,2\n", "not readable as Parquet"),

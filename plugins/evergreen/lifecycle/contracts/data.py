@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field
 
+from evergreen.ledger.records import DATA
 from evergreen.ledger.tables import PartitionRow
 from evergreen.lifecycle.contracts.base import Contract, Result
 
@@ -26,7 +27,8 @@ class PartitionFile(Contract):
 class Partition(Contract):
     """A registered partition: the files of one period of event time, in one revision.
 
-    ``files`` is keyed by source; the model's own table is ``data``.
+    ``files`` is keyed by source; the model's own table is ``data``. Where labels land in a table
+    of their own, its files are partitions of the source ``labels``, by when labels became known.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Partition(Contract):
     digest: str
     rows: int
     files: dict[str, PartitionFile]
+    source: str = Field(default=DATA, exclude_if=lambda source: source == DATA)
 
     @classmethod
     def from_row(cls, row: PartitionRow) -> Self:
@@ -51,10 +54,25 @@ class Partition(Contract):
             digest=row.digest,
             rows=row.rows,
             files=files,
+            source=row.source,
         )
 
+    @property
+    def name(self) -> str:
+        """Its key; ``labels/<key>`` for one of the labels' table."""
+        return partition_name(self.source, self.key)
+
     def __str__(self) -> str:
-        return self.key if self.revision == 1 else f"{self.key} (revision {self.revision})"
+        return self.name if self.revision == 1 else f"{self.name} (revision {self.revision})"
+
+
+def partition_name(source: str, key: str) -> str:
+    """What a partition is called where those of all tables stand together.
+
+    >>> partition_name("data", "2013-02"), partition_name("labels", "2013-02")
+    ('2013-02', 'labels/2013-02')
+    """
+    return key if source == DATA else f"{source}/{key}"
 
 
 class Refused(Contract):
@@ -66,7 +84,10 @@ class Refused(Contract):
 
 
 class IngestReport(Result):
-    """What arrived since the last look."""
+    """What arrived since the last look: the data's partitions, then the labels' own.
+
+    Keys of the labels' table are written ``labels/<key>``.
+    """
 
     kind = "ingest"
     registered: tuple[Partition, ...] = ()
@@ -82,7 +103,7 @@ class IngestReport(Result):
             yield f"registered {partition}: {partition.rows:,} rows, {partition.digest[:12]}"
             if partition.revision > 1:
                 yield (
-                    f"  CHANGED AFTER REGISTRATION: {partition.key} is now revision "
+                    f"  CHANGED AFTER REGISTRATION: {partition.name} is now revision "
                     f"{partition.revision}; snapshots made before keep the old content"
                 )
         for key in self.late:
@@ -102,7 +123,9 @@ class Snapshot(Result):
     """An immutable choice of partitions, and the moment as of which labels are known.
 
     ``partitions`` are the window; ``context`` are earlier ones whose rows only feed features.
-    ``schema`` is column → type per source, as found in the newest partition.
+    ``columns`` is column → type per source, as found in the newest partition. Where labels land
+    in a table of their own, ``labels`` are those of its partitions that can hold labels of the
+    window, and ``orphans`` counts the labels in them that are of no row of the window.
     """
 
     kind = "snapshot"
@@ -117,6 +140,8 @@ class Snapshot(Result):
     immature: int
     never: int
     columns: dict[str, dict[str, str]]
+    labels: tuple[Partition, ...] = Field(default=(), exclude_if=lambda labels: not labels)
+    orphans: int = Field(default=0, exclude_if=lambda orphans: not orphans)
 
     def describe(self) -> Iterator[str]:
         first, last = self.partitions[0], self.partitions[-1]
@@ -126,6 +151,11 @@ class Snapshot(Result):
             f"rows: {self.rows:,} = {self.matured:,} matured + {self.immature:,} not yet "
             f"+ {self.never:,} never labelled"
         )
+        if self.labels:
+            yield (
+                f"labels: {len(self.labels)} files ({self.labels[0]} to {self.labels[-1]}), "
+                f"{self.orphans:,} labels in them of no row of the window"
+            )
 
 
 class Check(Contract):
@@ -172,7 +202,11 @@ class Feature(Contract):
 
 
 class FeaturePart(Contract):
-    """The features of one partition's rows, joined point in time. ``uri`` is Parquet."""
+    """The features of one partition's rows, joined point in time. ``uri`` is Parquet.
+
+    Where labels land in a table of their own, the part's rows have none and ``labels`` is the
+    table of all that are known of them, whenever; see `evergreen.lifecycle.sets.read_part`.
+    """
 
     partition: str
     start: AwareDatetime
@@ -180,6 +214,7 @@ class FeaturePart(Contract):
     digest: str
     uri: str
     rows: int
+    labels: str | None = Field(default=None, exclude_if=lambda labels: labels is None)
 
 
 class FeatureSet(Result):

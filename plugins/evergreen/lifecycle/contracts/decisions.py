@@ -88,7 +88,13 @@ VerdictName = Literal["promote", "reject", "inconclusive", "incomparable", "boot
 
 
 class Verdict(Result):
-    """The gate's answer and the whole table it rests on."""
+    """The gate's answer and the whole table it rests on.
+
+    ``difference`` and ``interval`` are the candidate's improvement in ``primary`` over the
+    champion, or without one over the naive baseline. ``production_rows`` of the holdout's rows
+    were answered in production; where they were enough to judge by, ``production_difference`` and
+    ``production_interval`` are the improvement over those answers.
+    """
 
     kind = "verdict"
     verdict: VerdictName
@@ -98,6 +104,9 @@ class Verdict(Result):
     primary: str
     difference: float | None = None
     interval: tuple[float, float] | None = None
+    production_rows: int = 0
+    production_difference: float | None = None
+    production_interval: tuple[float, float] | None = None
     champion_version: str | None
     champion_position: int
     mlflow_run: str

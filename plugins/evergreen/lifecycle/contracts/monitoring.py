@@ -117,7 +117,8 @@ class WindowDrift(Contract):
     ``share`` is the importance-weighted share of drifted columns; ``nearest`` the partition of
     the training window that looks most like this window, and ``nearest_share`` the share of
     drifted columns against that one alone. ``violates`` may hold ``inputs`` and ``prediction``.
-    ``sampled`` says for what (``report``, a text column) how many rows were drawn, with ``seed``.
+    ``sampled`` says for what (``report``, a text column) how many rows were drawn, with ``seed``;
+    ``left_out`` names the columns that the report can't show.
     """
 
     window: str
@@ -136,6 +137,7 @@ class WindowDrift(Contract):
     sampled: dict[str, int] = {}
     seed: int = 0
     report: str | None = None
+    left_out: tuple[str, ...] = ()
     skipped: str | None = None
 
     def lines(self) -> Iterator[str]:
@@ -169,7 +171,8 @@ class WindowDrift(Contract):
             yield f"  sampled for {what}: {rows:,} rows, seed {self.seed}"
         yield f"  violates: {', '.join(self.violates) or 'nothing'}"
         if self.report:
-            yield f"  report: {self.report}"
+            without = f" (without {', '.join(self.left_out)})" if self.left_out else ""
+            yield f"  report: {self.report}{without}"
 
 
 class DriftReport(Result):

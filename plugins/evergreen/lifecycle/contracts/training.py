@@ -56,6 +56,13 @@ class Evaluation(Result):
     ``slices[column][value]`` holds ``rows``, the candidate's metrics by name, and the champion's
     as ``champion.<metric>``. ``importance`` is what the candidate's primary metric loses when a
     feature is shuffled; ``importance_change`` is that less the champion's, on the same rows.
+
+    ``production_rows`` of the holdout's rows were answered by the champion in production: the
+    table holds those answers as ``production`` (or ``production_0``, …), missing where it was not
+    asked, and ``metrics`` has them as ``production``, beside ``candidate_where_production`` on the
+    same rows. ``production_differs`` is the share of them that the champion answers otherwise
+    anew; ``production_problem`` why recorded answers can't be read. ``realised`` is how the
+    champion did on all ``realised_rows`` whose label the monitor knew of.
     """
 
     kind = "evaluation"
@@ -71,6 +78,12 @@ class Evaluation(Result):
     calibration: dict[str, float] = {}
     importance: dict[str, float] = {}
     importance_change: dict[str, float] = {}
+    production_rows: int = 0
+    production_differs: float | None = None
+    production_problem: str | None = None
+    production_notes: tuple[str, ...] = ()
+    realised: dict[str, float] = {}
+    realised_rows: int = 0
 
     def describe(self) -> Iterator[str]:
         yield f"holdout: {self.holdout_rows:,} rows, {self.holdout_digest[:12]}"
@@ -83,8 +96,30 @@ class Evaluation(Result):
             yield f"  {metric}: {', '.join(values)}"
         if self.champion_problem:
             yield f"champion {self.champion_version} can't score these rows: {self.champion_problem}"
+        elif self.champion_version:
+            yield from self._production()
         top = sorted(self.importance.items(), key=lambda item: -item[1])[:5]
         yield "importance: " + ", ".join(f"{name} {value:.4f}" for name, value in top)
+
+    def _production(self) -> Iterator[str]:
+        version = self.champion_version
+        differs = (
+            f"; {self.production_differs:.1%} of the answers differ from its answers anew"
+            if self.production_differs is not None
+            else ""
+        )
+        yield (
+            f"production: {self.production_rows:,} of these rows were answered by champion "
+            f"{version}{differs}"
+        )
+        if self.production_problem:
+            yield f"  NOT READABLE: {self.production_problem}"
+        yield from (f"  {note}" for note in self.production_notes)
+        found = ", ".join(f"{name} {value:.4f}" for name, value in self.realised.items())
+        yield (
+            f"realised by champion {version} in production: {found or 'nothing'} on "
+            f"{self.realised_rows:,} rows whose label the monitor knew of"
+        )
 
 
 class InfrastructureReport(Result):

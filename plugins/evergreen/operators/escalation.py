@@ -1,0 +1,267 @@
+"""Ask a person when retraining doesn't help, by Airflow's own human-in-the-loop task."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput
+
+from evergreen.declaration import Declaration, format_duration
+from evergreen.errors import RefusalError
+from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.notifications import ModelNotifier
+from evergreen.operators.base import block
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.execution_time.hitl import HITLUser
+
+    from evergreen.lifecycle.contracts import EscalationAnswer, EscalationReport
+
+LONGEST_COMMENT = 4000
+# Key of the task's state: an answer that was given and is not in the ledger yet.
+GIVEN = "answer"
+
+
+class EscalateOperator(HITLOperator):
+    """Ask whether automatic retraining may go on, and keep what was said in the ledger.
+
+    Skipped when it isn't stopped. An answer counts with a comment only; one without, which
+    Airflow's form doesn't send but its API does, is refused and the question asked again. Silence
+    is recorded and fails the task without a retry: nobody has done what had to be done, and the
+    next decision to investigate asks again.
+
+    An answer is kept with the task before it goes to the ledger, so a retry, or a cleared task,
+    goes on with it. A task cleared after its answer was recorded asks again, and both count.
+
+    :param model: the model's declaration; ``escalation`` says who may answer (the ids that
+        Airflow's auth manager gives its users), until when, and who is told.
+    """
+
+    stage: ClassVar[str] = "escalate"
+    ACKNOWLEDGE = "Acknowledge"
+    DECLINE = "Decline"
+    ui_color = "#e3f1e5"
+
+    def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
+        placement = model.compute.get("escalate")
+        if placement is not None:
+            kwargs = {**placement.model_dump(exclude_none=True), **kwargs}
+        kwargs.setdefault("subject", f"Automatic retraining of {model.name} has stopped")
+        kwargs.setdefault("response_timeout", model.escalation.answer_within)
+        kwargs.setdefault("assigned_users", _users(model))
+        kwargs.setdefault("notifiers", [_asking(model)])
+        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retry_delay", timedelta(seconds=10))
+        super().__init__(
+            options=[self.ACKNOWLEDGE, self.DECLINE],
+            params={
+                "comment": Param(
+                    None,
+                    type=["null", "string"],
+                    maxLength=LONGEST_COMMENT,
+                    title="Comment",
+                    description="What did you find, and what was done? Kept in the ledger.",
+                )
+            },
+            **kwargs,
+        )
+        self.model = model
+        self.priority = ""
+        self.message = ""
+
+    @property
+    def serialized_params(self) -> dict[str, dict[str, Any]]:
+        """The form, where the comment must be given.
+
+        Not declared so: Airflow validates the defaults of a task's params before it starts.
+        """
+        form = super().serialized_params
+        schema = {**form["comment"]["schema"], "type": "string", "minLength": 1}
+        return {"comment": {**form["comment"], "schema": schema}}
+
+    def execute(self, context: Context) -> Any:
+        """Ask, or go on with an answer that was given before the task died."""
+        given: Any = context["task_state_store"].get(GIVEN)
+        if given:
+            self.log.info("going on with the answer of %s", given["person"])
+            return self._record(context, given)
+        from evergreen.lifecycle.escalation import open_escalation
+
+        workspace = WorkspaceHook().get_conn()
+        stopped = open_escalation(self.model, workspace)
+        if stopped is None:
+            raise AirflowSkipException(
+                f"{self.model.name} has no open escalation: there is nothing to ask a person"
+            )
+        return self._ask(context, stopped, stopped.save(workspace.store).to_dict())
+
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], escalation: Any = None
+    ) -> Any:
+        """Keep what was said, or that nothing was.
+
+        :param event: the answer, or that there was none in time.
+        :param escalation: reference of what was asked about.
+        """
+        from evergreen.lifecycle.contracts import EscalationReport
+
+        stopped = EscalationReport.load(WorkspaceHook().get_conn().store, escalation)
+        if event.get("error_type") == "timeout":
+            return self._silence(context, stopped, escalation)
+        if "error" in event:
+            self.process_trigger_event_error(event)
+        comment = (event.get("params_input") or {}).get("comment")
+        problem = _problem(comment)
+        person = (event.get("responded_by_user") or {}).get("name")
+        if problem:
+            self.log.warning("the answer of %s is refused: %s", person, problem)
+            return self._ask(
+                context, stopped, escalation, f"The answer of {person} was refused: {problem}."
+            )
+        acknowledged = event["chosen_options"] == [self.ACKNOWLEDGE]
+        given = {
+            "escalation": escalation,
+            "run_id": _asked_in(context),
+            "answer": "acknowledged" if acknowledged else "declined",
+            "person": person,
+            "comment": str(comment).strip(),
+        }
+        context["task_state_store"].set(GIVEN, given)
+        return self._record(context, given)
+
+    def _ask(
+        self,
+        context: Context,
+        stopped: EscalationReport,
+        escalation: dict[str, Any],
+        problem: str | None = None,
+    ) -> Any:
+        lines = [*([problem] if problem else []), *_question(self.model, stopped)]
+        self.priority = stopped.priority
+        self.subject = f"{stopped.priority}: automatic retraining of {self.model.name} has stopped"
+        self.message = "\n".join(lines)
+        self.body = "\n\n".join(map(_plain_markdown, lines))
+        self.log.info(
+            "\n%s", block(self.stage, self.model.name, [*stopped.describe(), _input(escalation)])
+        )
+        try:
+            return super().execute(context)
+        except TaskAwaitingInput as waiting:
+            waiting.kwargs = {**(waiting.kwargs or {}), "escalation": escalation}
+            raise
+
+    def _silence(
+        self, context: Context, stopped: EscalationReport, escalation: dict[str, Any]
+    ) -> None:
+        from evergreen.lifecycle.escalation import open_escalation
+
+        now = open_escalation(self.model, WorkspaceHook().get_conn())
+        if now is None or now.id != stopped.id:
+            raise AirflowSkipException("acknowledged elsewhere while this task waited")
+        self._record(
+            context,
+            {
+                "escalation": escalation,
+                "run_id": _asked_in(context),
+                "answer": "unanswered",
+                "person": None,
+                "comment": "",
+            },
+        )
+        raise AirflowFailException(
+            f"nobody answered within {format_duration(self.model.escalation.answer_within)}: "
+            f"automatic retraining of {self.model.name} stays stopped. Start "
+            f"{self.model.name}.escalate to answer later."
+        )
+
+    def _record(self, context: Context, given: dict[str, Any]) -> dict[str, Any]:
+        from evergreen.lifecycle import escalation as stage
+        from evergreen.lifecycle.contracts import EscalationReport
+
+        workspace = WorkspaceHook().get_conn()
+        escalation, told = given["escalation"], {k: given[k] for k in given if k != "escalation"}
+        stopped = EscalationReport.load(workspace.store, escalation)
+        try:
+            said = stage.answer(self.model, workspace, stopped.id, **told)
+        except RefusalError as error:
+            raise AirflowFailException(str(error)) from error
+        lines = [stopped.reason, *said.describe()]
+        if said.answer != "acknowledged" and stage.open_escalation(self.model, workspace) is None:
+            lines.append("but somebody has acknowledged it: automatic retraining goes on")
+        self.log.info("\n%s", block(self.stage, self.model.name, [*lines, _input(escalation)]))
+        if said.answer != "unanswered":
+            self._tell(context, stopped, said, lines)
+        context["task_state_store"].delete(GIVEN)
+        return said.save(workspace.store).to_dict()
+
+    def _tell(
+        self, context: Context, stopped: EscalationReport, said: EscalationAnswer, lines: list[str]
+    ) -> None:
+        ModelNotifier(
+            model=self.model,
+            event="answered",
+            title=f"{said.answer} by {said.person or 'nobody'}",
+            body="\n".join(lines),
+            priority=stopped.priority,
+        ).notify(context)
+
+
+def _users(model: Declaration) -> list[HITLUser] | None:
+    """Who may answer; None is anybody with the right. Airflow compares ids."""
+    return [{"id": user, "name": user} for user in model.escalation.assigned] or None
+
+
+def _asking(model: Declaration) -> ModelNotifier:
+    """Tells what the task asks; Jinja puts texts in that it doesn't read as templates again."""
+    return ModelNotifier(
+        model=model,
+        event="escalated",
+        title="automatic retraining has stopped, please answer",
+        body="{{ task.message }}",
+        priority="{{ task.priority }}",
+    )
+
+
+def _question(model: Declaration, stopped: EscalationReport) -> list[str]:
+    """Why a person is asked, and what each answer does."""
+    name, until = model.name, format_duration(model.escalation.answer_within)
+    so_far = f"Answered so far: {', '.join(stopped.answers)}."
+    return [
+        f"Automatic retraining of {name} has stopped, as of {stopped.as_of.isoformat()}.",
+        f"Priority {stopped.priority}; futile retrains in a row: {stopped.futile}.",
+        stopped.reason,
+        *([so_far] if stopped.answers else []),
+        "Acknowledge: automatic retraining resumes, and futile retrains are counted anew.",
+        f"Decline: it stays stopped until a person acknowledges; start {name}.escalate for that.",
+        f"No answer within {until}: it stays stopped; the next decision to investigate asks again.",
+        f"A retrain by hand is possible at any time, by {name}.retrain.",
+    ]
+
+
+def _problem(comment: Any) -> str | None:
+    """Why a comment can't be kept. Airflow checks the form in the browser only."""
+    if not isinstance(comment, str) or not comment.strip():
+        return "it needs a comment, which the ledger keeps"
+    if len(comment) > LONGEST_COMMENT:
+        return f"its comment has {len(comment)} characters, at most {LONGEST_COMMENT} are kept"
+    return None
+
+
+def _asked_in(context: Context) -> str:
+    """What the ledger knows an answer by: the run, and which try asked when it was cleared."""
+    run_id, number = context["dag_run"].run_id, context["ti"].try_number
+    return run_id if number == 1 else f"{run_id}/{number}"
+
+
+def _plain_markdown(line: str) -> str:
+    """The form shows Markdown; a reason or a run id that holds some is shown as it is."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&-])", r"\\\1", line)
+
+
+def _input(escalation: dict[str, Any]) -> str:
+    return f"input escalation: {escalation['digest'][:12]} {escalation['uri']}"
