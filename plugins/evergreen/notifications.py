@@ -112,7 +112,7 @@ class ModelNotifier(BaseNotifier):
         shortened = subject[: LONGEST_SUBJECT - 1] + "…"
         return Message(
             subject=subject if len(subject) <= LONGEST_SUBJECT else shortened,
-            text=str(self.body),
+            text=str(self.body).encode(errors="backslashreplace").decode(),  # half a surrogate pair
             link=_link(context, self.event),
         )
 

@@ -22,14 +22,9 @@ from evergreen.errors import EvergreenError
 from evergreen.ledger import records
 from evergreen.ledger.tables import DecisionRow, MeasurementRow, PartitionRow, ScoreRow
 from evergreen.lifecycle.contracts import Partition
-from evergreen.lifecycle.rows import (
-    MAIN,
-    label_timestamps,
-    main_file,
-    normalise_times,
-    read_file,
-    read_raw,
-)
+from evergreen.lifecycle.labels import labels_of
+from evergreen.lifecycle.rows import MAIN, normalise_times, read_file
+from evergreen.lifecycle.watched import known_labels
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -255,16 +250,11 @@ class Replay:
         from evergreen.lifecycle.scoring import answers_of, realised
 
         store = self.workspace.store
-        rows = store.get_table(score.uri)
-        raw = read_raw(
-            store,
-            self.declaration,
-            main_file(partition),
-            columns=[self.declaration.data.label.column],
-        )
-        answered = rows["row_id"].to_numpy()
-        rows["label"] = raw[self.declaration.data.label.column].reindex(answered).array
-        rows["label_timestamp"] = label_timestamps(self.declaration, raw).reindex(answered).array
+        with self.workspace.ledger.read() as session:
+            through = records.sequence(session, self.declaration.name)
+        every = labels_of(self.declaration, self.workspace, partition, through)
+        known = known_labels(every, partition.end).set_index("row_id")
+        rows = store.get_table(score.uri).join(known, on="row_id")
         answers = answers_of(self._first, self.declaration.name, rows)
         return realised(self.declaration, self._first, rows, answers, partition.end)
 

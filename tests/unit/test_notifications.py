@@ -64,7 +64,7 @@ class Receiver:
 
     def url(self, path: str = "ok", **options: Any) -> str:
         query = "&".join(f"{name}={value}" for name, value in options.items())
-        return f"json://{HOST}:{self.port}/{path}?{query}"
+        return f"json://{HOST}:{self.port}/{path}" + (f"?{query}" if query else "")
 
 
 @pytest.fixture
@@ -145,10 +145,7 @@ def sent(notifier: ModelNotifier, **context: Any) -> list[tuple[str, str]]:
     """Call it as Airflow does; what it logged: level and text."""
     with capture_logs() as entries:
         notifier(context)
-    return [
-        (entry["log_level"], str(entry["event"]) % tuple(entry.get("positional_args", ())))
-        for entry in entries
-    ]
+    return [(entry["log_level"], str(entry["event"])) for entry in entries]
 
 
 def test_a_mail_and_a_webhook_get_one_message_each(
@@ -349,13 +346,13 @@ def test_any_text_makes_one_subject_line_and_harmless_html(title: str, body: str
     page = Message(subject, body).page
     bare = page.removeprefix("<p>").removesuffix("</p>").replace("<br>\n", "\n")
     assert not {"<", ">"} & {*bare}
-    assert html.unescape(bare).splitlines() == html.unescape(html.escape(body)).splitlines()
+    assert html.unescape(bare) == "\n".join(body.splitlines())
 
 
 def test_a_dag_file_pays_for_no_channel(tmp_path: Path) -> None:
     code = (
         "import sys, evergreen.notifications\n"
-        "heavy = ('apprise', 'aiosmtplib', 'airflow.providers.smtp', 'airflow.providers.apprise')\n"
+        "heavy = ('apprise', 'aiosmtplib', 'airflow.providers.smtp.hooks.smtp')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run(

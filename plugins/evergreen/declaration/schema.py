@@ -66,6 +66,8 @@ class Label(Frozen):
                     "labels in a table of their own need timestamp (when each became known) and "
                     "key (the columns by which a label finds its row)"
                 )
+            if len({*self.key, self.column, self.timestamp}) < len(self.key) + 2:
+                raise ValueError("label.key names columns twice, or the label's own")
         elif self.key:
             raise ValueError("label.key goes with label.uri, and only with it")
         return self
@@ -112,6 +114,8 @@ class Data(Frozen):
         named = [self.event_timestamp, self.label.column, *self.entities]
         if self.label.timestamp and self.label.uri is None:
             named.append(self.label.timestamp)
+        if {"data", "labels"} & set(self.sources):
+            raise ValueError("a source isn't named data or labels: those are the model's own tables")
         twice = sorted({column for column in named if named.count(column) > 1})
         if twice:
             raise ValueError(f"the column {twice[0]} is named for two things")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
@@ -31,14 +30,12 @@ from evergreen.lifecycle.contracts import (
     WatchedPartition,
     Window,
 )
-from evergreen.lifecycle.labels import labels_of
+from evergreen.lifecycle.labels import label_partitions, label_tables, labels_of
+from evergreen.lifecycle.rows import labels_apart
 from evergreen.lifecycle.watched import known_labels
 from evergreen.lifecycle.windows import CAUSE_OF
 from evergreen.store import digest_of
 from evergreen.workspace import Workspace
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def join_labels(
@@ -63,15 +60,21 @@ def join_labels(
             (row.window, row.version, row.evidence["digest"])
             for row in records.measurements(session, name, "drift")
         }
+    past = {score.partition: before.get((score.partition, score.version)) for score in scores}
+    awaited = [
+        rows[key]
+        for key, known in past.items()
+        if known is None or rows[key].end + declaration.monitoring.patience >= moment
+    ]
+    tables = _label_tables(declaration, workspace, awaited, through)
     watched = {
         score.partition: _watch(
-            declaration,
             workspace,
             rows[score.partition],
             score,
-            before.get((score.partition, score.version)),
+            past[score.partition],
+            tables.get(score.partition),
             moment,
-            through,
         )
         for score in scores
     }
@@ -146,24 +149,42 @@ def _latest_scores(
     return sorted(over, key=lambda score: partitions[score.partition].start)
 
 
+def _label_tables(
+    declaration: Declaration, workspace: Workspace, rows: Sequence[PartitionRow], through: int
+) -> dict[str, str]:
+    """Partition → the URI of its label table, written unless it is there."""
+    store, partitions = workspace.store, [Partition.from_row(row) for row in rows]
+    if labels_apart(declaration) and partitions:
+        landed = label_partitions(declaration, workspace, partitions, through)
+        made = label_tables(declaration, store, partitions, landed)
+        return {key: store.uri(name) for key, name in made.tables.items()}
+    label = declaration.data.label.model_dump(mode="json")
+    tables = {}
+    for each in partitions:
+        name = f"tables/labels/{declaration.name}/{digest_of([label, each.digest])}.parquet"
+        if not store.exists(name):
+            store.put_table(name, labels_of(declaration, workspace, each, through))
+        tables[each.key] = store.uri(name)
+    return tables
+
+
 def _watch(
-    declaration: Declaration,
     workspace: Workspace,
     row: PartitionRow,
     score: ScoreRow,
     before: LabelRow | None,
+    uri: str | None,
     as_of: datetime,
-    through: int,
 ) -> WatchedPartition:
-    """A scored partition beside its labels; read anew only where labels may have come."""
-    store, patience = workspace.store, declaration.monitoring.patience
-    uri = store.uri(_label_table(declaration, workspace, row, through))
-    if before is not None and row.end + patience < as_of:
+    """A scored partition beside its labels; read anew only where labels may have come.
+
+    :param uri: of its labels; None when nobody waits for them any more.
+    """
+    if before is not None and (uri is None or (before.uri == uri and before.pending == 0)):
         uri, matured, pending = before.uri, before.matured, before.pending
-    elif before is not None and before.uri == uri and before.pending == 0:
-        matured, pending = before.matured, 0
     else:
-        labels = _labels(declaration, workspace, row, uri, through)
+        assert uri is not None  # noqa: S101 - a partition that was never watched is awaited
+        labels = workspace.store.get_table(uri)
         matured = len(known_labels(labels, as_of))
         pending = int((labels["label_timestamp"] > as_of).sum())
     return WatchedPartition(
@@ -179,28 +200,6 @@ def _watch(
         pending=pending,
         before=LabelsKnown(uri=before.uri, as_of=before.as_of) if before else None,
     )
-
-
-def _labels(
-    declaration: Declaration, workspace: Workspace, row: PartitionRow, uri: str, through: int
-) -> pd.DataFrame:
-    if not workspace.store.exists(uri):
-        labels = labels_of(declaration, workspace, Partition.from_row(row), through)
-        workspace.store.put_table(uri.removeprefix(f"{workspace.store.root}/"), labels)
-    return workspace.store.get_table(uri)
-
-
-def _label_table(
-    declaration: Declaration, workspace: Workspace, row: PartitionRow, through: int
-) -> str:
-    """The name of a partition's label table: from the digests of the files it is made of."""
-    sources, label = [row.digest], declaration.data.label
-    if label.uri is not None:
-        with workspace.ledger.read() as session:
-            landed = records.latest_partitions(session, declaration.name, through, records.LABELS)
-        reach = row.end + declaration.monitoring.patience
-        sources += [each.digest for each in landed if row.start < each.end and each.start <= reach]
-    return f"tables/labels/{digest_of({'label': label.model_dump(mode='json'), 'sources': sources})}.parquet"
 
 
 def _windows(

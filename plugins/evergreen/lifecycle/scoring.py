@@ -26,6 +26,7 @@ from evergreen.lifecycle.contracts import (
 )
 from evergreen.lifecycle.fitted import FittedModel, load_fitted, plain_name, targets
 from evergreen.lifecycle.metrics import measure_all
+from evergreen.lifecycle.sets import read_part
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _score(
     feature_set: FeatureSet,
 ) -> ScoredPartition:
     fitted = load_fitted(workspace, declaration, champion.model_uri)
-    rows = workspace.store.get_table(part.uri)
+    rows = read_part(workspace.store, part, feature_set.as_of)
     answers = answers_of(fitted, declaration.name, rows)
     name = f"predictions/model={declaration.name}/partition={partition.key}/predictions.parquet"
     log = _log(declaration, champion, rows, answers, feature_set)
