@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from airflow.sdk import BaseNotifier
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0
 LONGEST_SUBJECT = 200
+SHORTEST_SECRET = 8  # shorter parts of a URL are words like `slack`, or ports
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,10 @@ def _apprise(channel: Apprise, message: Message) -> None:
     connection = hook.get_connection(channel.connection)
     config = hook.get_config_from_conn(connection)
     for each in config if isinstance(config, list) else [config]:
-        for url in re.split(r"[\s,]+", each["path"]):
-            mask_secret(url)  # Apprise logs one that it can't read, and tokens are part of them
+        # Apprise logs parts of a URL that it can't read, and any part may be a token.
+        for part in re.split(r"[\s,/:@?&=]+", unquote(each["path"])):
+            if len(part) >= SHORTEST_SECRET:
+                mask_secret(part)
     services = Services()
     hook.set_config_from_conn(connection, services)
     if not list(services.find(tag=channel.tag)):

@@ -1,6 +1,6 @@
 """A small world whose inputs, labels and their relation can be changed from month to month.
 
-A label depends on ``signal`` by a valley (a tree is needed, and only learns what it has seen),
+A label depends on ``signal`` by a valley (trees are needed, and only learn what they have seen),
 and on ``idle`` not at all. Months are 600 rows; labels become known six hours later.
 """
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 WATCHING: dict[str, Any] = {
     "training": {
-        "estimator": "sklearn.tree.DecisionTreeClassifier",
-        "parameters": {"max_depth": 4, "min_samples_leaf": 20},
+        "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+        "parameters": {"max_iter": 30, "max_leaf_nodes": 6, "min_samples_leaf": 30},
         "holdout": {"length": "12d", "min_rows": 100},
         "window": {"min_rows": 100},
     },

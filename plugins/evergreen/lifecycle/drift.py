@@ -115,9 +115,10 @@ def _compared(
         rows[watched],
         digest_of([[p.partition, p.revision, p.version, p.predictions] for p in answered]),
     )
-    texts = {
-        c.column: round(len(rows) * (1 - c.missing)) for c in columns.values() if c.kind == "text"
-    }
+    sampled = {"report": made.rows} if made.uri else {}
+    for column in (c for c in columns.values() if c.kind == "text"):
+        there = int(rows[column.column].notna().sum())
+        sampled[column.column] = min(there, drift.sample)
     return WindowDrift(
         window=window.key,
         version=window.version,
@@ -132,7 +133,7 @@ def _compared(
         confidence=confidence(declaration.task, logged_answers(declaration, rows)),
         confidence_reference=reference.confidence,
         violates=tuple(name for name, it in violated.items() if it and name in drift.on),
-        sampled={"report": made.rows, **{c: min(n, drift.sample) for c, n in texts.items()}},
+        sampled=sampled,
         seed=seed,
         report=made.uri,
         left_out=made.left_out,

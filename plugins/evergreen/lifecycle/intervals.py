@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import METRICS, Metric, Task
@@ -194,16 +195,26 @@ def _draws(every: Sequence[_Sums], units: Array, how: Resampling) -> list[Array]
     """Each metric in the same resamples, shape (resamples,) each."""
     import numpy as np
 
-    rng = np.random.default_rng([how.seed, 1])  # not the numbers that made the units
     count = int(units.max()) + 1
     tables = [sums.table(units, count) for sums in every]
     found: list[list[Array]] = [[] for _ in every]
-    for size in _chunks(how.resamples, count):
-        drawn = rng.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+    for part, size in enumerate(_chunks(how.resamples, count)):
+        counts = _counts(count, size, how.seed, part)
         for place, (sums, table) in enumerate(zip(every, tables, strict=True)):
-            found[place].append(sums.finish(counts.astype(float) @ table))
+            found[place].append(sums.finish(counts @ table))
     return [np.concatenate(parts) for parts in found]
+
+
+@lru_cache(maxsize=1)  # one metric after the other asks for the same 32 MB
+def _counts(units: int, size: int, seed: int, part: int) -> Array:
+    """How often each unit is drawn in each of ``size`` resamples, shape (size, units)."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 1, part])  # not the numbers that made the units
+    drawn = rng.integers(0, units, size=(size, units)) + units * np.arange(size)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units).astype(float)
+    counts.flags.writeable = False
+    return counts
 
 
 def _chunks(total: int, width: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator, SkipMixin
@@ -16,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError, RefusalError
 from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.notifications import ModelNotifier
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -48,6 +50,8 @@ class StageOperator(BaseOperator, SkipMixin):
         kwargs.setdefault("retry_delay", timedelta(seconds=10))
         kwargs.setdefault("retry_exponential_backoff", True)
         kwargs.setdefault("max_retry_delay", timedelta(minutes=5))
+        if model.escalation.notify:
+            kwargs.setdefault("on_failure_callback", partial(_tell_failure, model))
         super().__init__(**kwargs)
         self.model = model
 
@@ -94,6 +98,18 @@ class StageOperator(BaseOperator, SkipMixin):
             t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown
         ]
         self.skip(ti=context["ti"], tasks=tasks)
+
+
+def _tell_failure(model: Declaration, context: Context) -> None:
+    """Tell who wants to hear of it that a task has failed for good: refused, or broken."""
+    task, error = context["ti"].task_id, context.get("exception")
+    refused = isinstance(error, AirflowFailException)
+    ModelNotifier(
+        model=model,
+        event="refused" if refused else "failed",
+        title=f"{task} {'refused' if refused else 'failed'}",
+        body=f"{context['dag_run'].run_id}: {error or 'no exception is known'}",
+    ).notify(context)
 
 
 def escalations(model: Declaration) -> AssetAlias:

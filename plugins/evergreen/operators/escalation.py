@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from evergreen.lifecycle.contracts import EscalationAnswer, EscalationReport
 
+#: The form's options, and what the ledger calls them.
+ANSWERS = {"Acknowledge": "acknowledged", "Decline": "declined"}
 LONGEST_COMMENT = 4000
-# Key of the task's state: an answer that was given and is not in the ledger yet.
+# Key of the task's state, which survives tries: what was said, and whether that was told.
 GIVEN = "answer"
 
 
@@ -35,16 +37,14 @@ class EscalateOperator(HITLOperator):
     is recorded and fails the task without a retry: nobody has done what had to be done, and the
     next decision to investigate asks again.
 
-    An answer is kept with the task before it goes to the ledger, so a retry, or a cleared task,
-    goes on with it. A task cleared after its answer was recorded asks again, and both count.
+    What was said is kept with the task before it goes to the ledger, so a retry goes on with it
+    and asks nobody twice. A task cleared after that asks again, and both answers are kept.
 
     :param model: the model's declaration; ``escalation`` says who may answer (the ids that
         Airflow's auth manager gives its users), until when, and who is told.
     """
 
     stage: ClassVar[str] = "escalate"
-    ACKNOWLEDGE = "Acknowledge"
-    DECLINE = "Decline"
     ui_color = "#e3f1e5"
 
     def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class EscalateOperator(HITLOperator):
         kwargs.setdefault("retries", 2)
         kwargs.setdefault("retry_delay", timedelta(seconds=10))
         super().__init__(
-            options=[self.ACKNOWLEDGE, self.DECLINE],
+            options=[*ANSWERS],
             params={
                 "comment": Param(
                     None,
@@ -87,52 +87,57 @@ class EscalateOperator(HITLOperator):
     def execute(self, context: Context) -> Any:
         """Ask, or go on with an answer that was given before the task died."""
         given: Any = context["task_state_store"].get(GIVEN)
-        if given:
-            self.log.info("going on with the answer of %s", given["person"])
-            return self._record(context, given)
+        # Clearing a task raises `max_tries`, a retry doesn't.
+        if given and (not given["told"] or given["max_tries"] == context["ti"].max_tries):
+            self.log.info("going on with what was said before: %s", given["answer"])
+            return self._finish(context, given)
         from evergreen.lifecycle.escalation import open_escalation
 
         workspace = WorkspaceHook().get_conn()
         stopped = open_escalation(self.model, workspace)
         if stopped is None:
-            raise AirflowSkipException(
-                f"{self.model.name} has no open escalation: there is nothing to ask a person"
-            )
+            self._skip("it has no open escalation: there is nothing to ask a person")
         return self._ask(context, stopped, stopped.save(workspace.store).to_dict())
 
     def execute_complete(
         self, context: Context, event: dict[str, Any], escalation: Any = None
     ) -> Any:
-        """Keep what was said, or that nothing was.
+        """Keep what was said, or that nothing was; ask again for a comment that is missing.
 
         :param event: the answer, or that there was none in time.
         :param escalation: reference of what was asked about.
         """
         from evergreen.lifecycle.contracts import EscalationReport
+        from evergreen.lifecycle.escalation import open_escalation
 
-        stopped = EscalationReport.load(WorkspaceHook().get_conn().store, escalation)
-        if event.get("error_type") == "timeout":
-            return self._silence(context, stopped, escalation)
-        if "error" in event:
-            self.process_trigger_event_error(event)
-        comment = (event.get("params_input") or {}).get("comment")
-        problem = _problem(comment)
-        person = (event.get("responded_by_user") or {}).get("name")
-        if problem:
-            self.log.warning("the answer of %s is refused: %s", person, problem)
-            return self._ask(
-                context, stopped, escalation, f"The answer of {person} was refused: {problem}."
-            )
-        acknowledged = event["chosen_options"] == [self.ACKNOWLEDGE]
+        workspace = WorkspaceHook().get_conn()
+        stopped = EscalationReport.load(workspace.store, escalation)
         given = {
             "escalation": escalation,
             "run_id": _asked_in(context),
-            "answer": "acknowledged" if acknowledged else "declined",
-            "person": person,
-            "comment": str(comment).strip(),
+            "answer": "unanswered",
+            "person": (event.get("responded_by_user") or {}).get("name"),
+            "comment": "",
+            "max_tries": context["ti"].max_tries,
+            "told": False,
         }
+        if event.get("error_type") == "timeout":
+            now = open_escalation(self.model, workspace)
+            if now is None or now.id != stopped.id:
+                self._skip("it was acknowledged elsewhere while this task waited")
+        elif "error" in event:
+            self.process_trigger_event_error(event)
+        else:
+            comment = (event.get("params_input") or {}).get("comment")
+            problem = _problem(comment)
+            if problem:
+                said = f"the answer of {given['person']} is refused: {problem}"
+                self.log.warning(said)
+                return self._ask(context, stopped, escalation, said)
+            given["comment"] = str(comment).strip()
+            given["answer"] = ANSWERS[event["chosen_options"][0]]
         context["task_state_store"].set(GIVEN, given)
-        return self._record(context, given)
+        return self._finish(context, given)
 
     def _ask(
         self,
@@ -146,58 +151,39 @@ class EscalateOperator(HITLOperator):
         self.subject = f"{stopped.priority}: automatic retraining of {self.model.name} has stopped"
         self.message = "\n".join(lines)
         self.body = "\n\n".join(map(_plain_markdown, lines))
-        self.log.info(
-            "\n%s", block(self.stage, self.model.name, [*stopped.describe(), _input(escalation)])
-        )
+        asked = [*stopped.describe(), _input({"escalation": escalation})]
+        self.log.info("\n%s", block(self.stage, self.model.name, asked))
         try:
             return super().execute(context)
         except TaskAwaitingInput as waiting:
             waiting.kwargs = {**(waiting.kwargs or {}), "escalation": escalation}
             raise
 
-    def _silence(
-        self, context: Context, stopped: EscalationReport, escalation: dict[str, Any]
-    ) -> None:
-        from evergreen.lifecycle.escalation import open_escalation
-
-        now = open_escalation(self.model, WorkspaceHook().get_conn())
-        if now is None or now.id != stopped.id:
-            raise AirflowSkipException("acknowledged elsewhere while this task waited")
-        self._record(
-            context,
-            {
-                "escalation": escalation,
-                "run_id": _asked_in(context),
-                "answer": "unanswered",
-                "person": None,
-                "comment": "",
-            },
-        )
-        raise AirflowFailException(
-            f"nobody answered within {format_duration(self.model.escalation.answer_within)}: "
-            f"automatic retraining of {self.model.name} stays stopped. Start "
-            f"{self.model.name}.escalate to answer later."
-        )
-
-    def _record(self, context: Context, given: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, context: Context, given: dict[str, Any]) -> dict[str, Any]:
+        """Put what was said into the ledger, tell it, end the task. Harmless to repeat."""
         from evergreen.lifecycle import escalation as stage
         from evergreen.lifecycle.contracts import EscalationReport
 
-        workspace = WorkspaceHook().get_conn()
-        escalation, told = given["escalation"], {k: given[k] for k in given if k != "escalation"}
-        stopped = EscalationReport.load(workspace.store, escalation)
+        workspace, state = WorkspaceHook().get_conn(), context["task_state_store"]
+        stopped = EscalationReport.load(workspace.store, given["escalation"])
+        told = {name: given[name] for name in ("run_id", "answer", "person", "comment")}
         try:
             said = stage.answer(self.model, workspace, stopped.id, **told)
         except RefusalError as error:
+            state.delete(GIVEN)
             raise AirflowFailException(str(error)) from error
         lines = [stopped.reason, *said.describe()]
         if said.answer != "acknowledged" and stage.open_escalation(self.model, workspace) is None:
             lines.append("but somebody has acknowledged it: automatic retraining goes on")
-        self.log.info("\n%s", block(self.stage, self.model.name, [*lines, _input(escalation)]))
-        if said.answer != "unanswered":
-            self._tell(context, stopped, said, lines)
-        context["task_state_store"].delete(GIVEN)
-        return said.save(workspace.store).to_dict()
+        self.log.info("\n%s", block(self.stage, self.model.name, [*lines, _input(given)]))
+        if not given["told"]:
+            if said.answer != "unanswered":
+                self._tell(context, stopped, said, lines)
+            state.set(GIVEN, {**given, "told": True})
+        reference = said.save(workspace.store).to_dict()
+        if said.answer == "unanswered":
+            raise AirflowFailException(f"nobody answered in time: {lines[-1]}")
+        return reference
 
     def _tell(
         self, context: Context, stopped: EscalationReport, said: EscalationAnswer, lines: list[str]
@@ -209,6 +195,10 @@ class EscalateOperator(HITLOperator):
             body="\n".join(lines),
             priority=stopped.priority,
         ).notify(context)
+
+    def _skip(self, reason: str) -> NoReturn:
+        self.log.info("\n%s", block(self.stage, self.model.name, ["SKIPPED", reason]))
+        raise AirflowSkipException(f"{self.model.name}: {reason}")
 
 
 def _users(model: Declaration) -> list[HITLUser] | None:
@@ -263,5 +253,6 @@ def _plain_markdown(line: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&-])", r"\\\1", line)
 
 
-def _input(escalation: dict[str, Any]) -> str:
-    return f"input escalation: {escalation['digest'][:12]} {escalation['uri']}"
+def _input(given: dict[str, Any]) -> str:
+    reference = given["escalation"]
+    return f"input escalation: {reference['digest'][:12]} {reference['uri']}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
+from evergreen.notifications import ModelNotifier
 from evergreen.operators.base import StageOperator
 
 if TYPE_CHECKING:
@@ -85,3 +86,13 @@ class PromoteModelOperator(StageOperator):
             feature_set,
             contracts.Reference.model_validate(self.evaluation),
         )
+
+    def finish(
+        self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
+    ) -> None:
+        ModelNotifier(
+            model=self.model,
+            event="promoted",
+            title=f"version {result.version} is live",
+            body="\n".join(result.describe()),
+        ).notify(context)

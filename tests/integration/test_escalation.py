@@ -1,0 +1,257 @@
+"""A person is asked when retraining doesn't help: a real Airflow waits, tells, and keeps what is said."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+
+from evergreen import keeper
+from evergreen.airflow_client import AirflowClient, RequestError
+from evergreen.ledger import records
+from evergreen.ledger.tables import AnswerRow, DecisionRow, EscalationRow
+from evergreen.lifecycle.escalation import open_escalation
+from evergreen.standalone import Standalone, free_port
+from tests.scenarios.project import Project
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PLUGINS = Path(keeper.__file__).parents[1]
+NOW = datetime(2024, 3, 1, tzinfo=UTC)
+REASON = "2 retrains in a row for drift did not help <b>*now*</b>"
+CALLBACK = """
+from pathlib import Path
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+from evergreen.declaration import usable_models
+from evergreen.notifications import ModelNotifier
+
+for model in usable_models(Path(__file__).parents[1] / "include" / "models"):
+    if model.name == "example":
+        with DAG(dag_id="failing"):
+            BashOperator(
+                task_id="fails",
+                bash_command="exit 3",
+                on_failure_callback=ModelNotifier(
+                    model=model, event="failed", title="{{ ti.task_id }}", body="{{ exception }}"
+                ),
+            )
+"""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running Airflow, its mails, and three models that are stopped."""
+
+    client: AirflowClient
+    standalone: Standalone
+    mails: list[Any]
+    example: Project
+    guarded: Project
+    silent: Project
+
+    def ask(self, project: Project, run_id: str) -> None:
+        """Start the DAG by hand; return when it waits for a person."""
+        self.client.trigger(f"{project.name}.escalate", run_id)
+        self.wait(lambda: self.state(project, run_id) == "awaiting_input")
+
+    def say(self, project: Project, run_id: str, option: str, comment: str | None) -> None:
+        """Answer, as `admin`."""
+        given = {} if comment is None else {"comment": comment}
+        dag_id = f"{project.name}.escalate"
+        self.client.answer(dag_id, run_id, "escalate", option, params_input=given)
+
+    def end(self, project: Project, run_id: str) -> str:
+        """How the task ended, once it has."""
+        self.client.wait_for_run(f"{project.name}.escalate", run_id, 120)
+        return self.state(project, run_id)
+
+    def state(self, project: Project, run_id: str) -> str:
+        (task,) = self.client.task_instances(f"{project.name}.escalate", run_id)
+        return str(task["state"])
+
+    def log(self, project: Project, run_id: str, try_number: int = 1) -> str:
+        return self.client.log(f"{project.name}.escalate", run_id, "escalate", try_number)
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < deadline, [mail["subject"] for mail in self.mails]
+            time.sleep(0.2)
+
+
+def stop(project: Project, run_id: str) -> None:
+    """Write into the ledger that automatic retraining was stopped because of this run."""
+    with project.workspace.ledger.write() as session:
+        decision = DecisionRow(
+            model=project.name, run_id=run_id, action="retrain", cause="drift", causes=["drift"],
+            reasons=[], as_of=NOW, sequence=1, until=None, tune=False, override=None, futile=2,
+        )  # fmt: skip
+        session.add(decision)
+        session.flush()
+        session.add(
+            EscalationRow(
+                model=project.name, decision_id=decision.id, as_of=NOW, priority="P1", futile=2,
+                reason=REASON,
+            )
+        )  # fmt: skip
+
+
+def answers(project: Project) -> list[tuple[str, str, str | None, str]]:
+    """What the ledger has about the last escalation: run, answer, person, comment."""
+    with project.workspace.ledger.read() as session:
+        last = records.last_escalation(session, project.name)
+        assert last is not None
+        rows: list[AnswerRow] = list(records.answers_to(session, last.id))
+        return [(row.run_id, row.answer, row.person, row.comment) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[tuple[int, list[Any]]]:
+    """A mail server: its port, and what came."""
+    mails: list[Any] = []
+
+    class Handler:
+        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
+            mails.append(message_from_bytes(envelope.content, policy=policy.default))
+            return "250 OK"
+
+    server = Controller(Handler(), hostname="127.0.0.1", port=free_port())
+    server.start()
+    yield server.port, mails
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, mailbox: tuple[int, list[Any]]
+) -> Iterator[Running]:
+    """`example` mails what happens, `guarded` asks vera only, `silent` waits five seconds."""
+    folder = tmp_path_factory.mktemp("escalation")
+    mail = {"channel": "smtp", "connection": "mail", "to": ["ops@example.com"]}
+    every = {**mail, "on": ["escalated", "answered", "failed"]}
+    dead = {"channel": "apprise", "connection": "nowhere", "on": ["escalated"]}
+    project = Project.create(folder / "project", escalation={"notify": [dead, every]})
+    guarded = Project(project.folder, "guarded")
+    guarded.declare(escalation={"assigned": ["vera"]})
+    silent = Project(project.folder, "silent")
+    silent.declare(escalation={"answer_within": "5s"})
+    (project.folder / "dags" / "failing.py").write_text(CALLBACK)
+    port, mails = mailbox
+    options = {"disable_ssl": True, "disable_tls": True, "from_email": "evergreen@example.com"}
+    extra = {
+        "EVERGREEN_HOME": str(project.home),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:op",
+        "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
+        "AIRFLOW_CONN_MAIL": json.dumps(
+            {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": options}
+        ),
+    }
+    dags = project.folder / "dags"
+    with (
+        Standalone(folder / "airflow", dags=dags, plugins=PLUGINS, extra=extra) as standalone,
+        standalone.client() as client,
+    ):
+        for name in ("example", "guarded", "silent"):
+            client.wait_for_dag(f"{name}.escalate", 120)
+        yield Running(client, standalone, mails, project, guarded, silent)
+
+
+def test_nothing_is_asked_while_nothing_is_open(running: Running) -> None:
+    running.client.trigger("example.escalate", "early")
+    assert running.end(running.example, "early") == "skipped"
+    assert "example has no open escalation" in running.log(running.example, "early")
+
+
+def test_yes_and_no_with_a_comment_are_kept_and_told(running: Running) -> None:
+    """No first: it stays stopped. An answer without a comment isn't one, and is asked for again."""
+    project, mails = running.example, running.mails
+    stop(project, "futile")
+    running.ask(project, "no")
+    assert "not told by the apprise Connection 'nowhere'" in running.log(project, "no")
+    assert [mail["subject"] for mail in mails] == [
+        "[evergreen] P1 example: automatic retraining has stopped, please answer"
+    ]
+    page = mails[0].get_body(("html",)).get_content()
+    assert "for drift did not help &lt;b&gt;*now*&lt;/b&gt;" in page
+    assert "/dags/example.escalate/runs/no/tasks/escalate/required_actions" in page
+
+    running.say(project, "no", "Acknowledge", None)
+    running.wait(lambda: len(mails) == 2 and running.state(project, "no") == "awaiting_input")
+    assert "answer of admin is refused: it needs a comment" in running.log(project, "no")
+    assert "The answer of admin was refused" in mails[1].get_body(("html",)).get_content()
+    assert answers(project) == []
+
+    running.say(project, "no", "Decline", "  the sensor is broken ")
+    assert running.end(project, "no") == "success"
+    assert answers(project) == [("no", "declined", "admin", "the sensor is broken")]
+    assert open_escalation(project.declaration, project.workspace) is not None
+    assert mails[2]["subject"] == "[evergreen] P1 example: declined by admin"
+
+    running.ask(project, "yes")
+    running.say(project, "yes", "Acknowledge", "mended {{ 1 / 0 }}")
+    assert running.end(project, "yes") == "success"
+    assert answers(project)[1:] == [("yes", "acknowledged", "admin", "mended {{ 1 / 0 }}")]
+    assert open_escalation(project.declaration, project.workspace) is None
+    assert "acknowledged by admin: mended {{ 1 / 0 }}" in running.log(project, "yes")
+    assert [mail["subject"] for mail in mails[3:]] == [
+        "[evergreen] P1 example: automatic retraining has stopped, please answer",
+        "[evergreen] P1 example: acknowledged by admin",
+    ]
+    assert "mended {{ 1 / 0 }}" in mails[4].get_body(("html",)).get_content()
+
+
+def test_only_who_is_assigned_may_answer(running: Running) -> None:
+    project = running.guarded
+    stop(project, "futile")
+    running.ask(project, "guarded")
+    with pytest.raises(RequestError, match="not a respondent") as refused:
+        running.say(project, "guarded", "Acknowledge", "me")
+    assert refused.value.status == HTTPStatus.FORBIDDEN
+    passwords = json.loads((running.standalone.home / "passwords.json").read_text())
+    with AirflowClient(running.standalone.url, "vera", passwords["vera"]) as vera:
+        vera.answer(
+            "guarded.escalate", "guarded", "escalate", "Acknowledge", params_input={"comment": "I"}
+        )
+    assert running.end(project, "guarded") == "success"
+    assert answers(project) == [("guarded", "acknowledged", "vera", "I")]
+
+
+def test_silence_is_recorded_fails_the_task_and_can_be_answered_later(running: Running) -> None:
+    project = running.silent
+    stop(project, "futile")
+    running.client.trigger("silent.escalate", "silence")
+    assert running.end(project, "silence") == "failed"
+    (task,) = running.client.task_instances("silent.escalate", "silence")
+    assert task["try_number"] == 1
+    assert "nobody answered within 5s" in running.log(project, "silence")
+    assert answers(project) == [("silence", "unanswered", None, "")]
+
+    project.declare(escalation={"answer_within": "5m"})
+    body = {"dry_run": False, "dag_run_id": "silence", "only_failed": True}
+    running.client._send("POST", "/dags/silent.escalate/clearTaskInstances", json=body)
+    running.wait(lambda: running.state(project, "silence") == "awaiting_input")
+    running.say(project, "silence", "Acknowledge", "seen")
+    assert running.end(project, "silence") == "success"
+    assert answers(project)[1:] == [("silence/2", "acknowledged", "admin", "seen")]
+
+
+def test_a_failed_task_is_told_by_its_callback(running: Running) -> None:
+    running.client.wait_for_dag("failing", 120)
+    running.client.trigger("failing", "run")
+    assert running.client.wait_for_run("failing", "run", 120)["state"] == "failed"
+    running.wait(lambda: running.mails[-1]["subject"] == "[evergreen] example: fails")
+    page = running.mails[-1].get_body(("html",)).get_content()
+    assert "exit code 3" in page
+    assert "/dags/failing/runs/run/tasks/fails?try_number=1" in page
