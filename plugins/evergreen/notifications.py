@@ -141,7 +141,7 @@ def _tried(send: Callable[[Any, Message], None], channel: Any, message: Message)
     thread = Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    return outcome[0] if outcome else f"no end within {PATIENCE:g} s"
+    return outcome[0] if outcome else f"no end within {PATIENCE:g} s, it may still arrive"
 
 
 def _mail(channel: Smtp, message: Message) -> None:

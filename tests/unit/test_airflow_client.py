@@ -115,3 +115,23 @@ def test_a_log_is_one_event_a_line() -> None:
     content = [{"event": "one", "level": "info"}, {"event": "two"}]
     client = connect(lambda _: httpx.Response(200, json={"content": content}))
     assert client.log("d", "r", "t") == "one\ntwo"
+
+
+@pytest.mark.parametrize("given", [None, {"comment": "seen"}])
+def test_an_answer_carries_what_was_filled_into_the_form(given: dict[str, str] | None) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={})
+
+    connect(answer).answer("d", "r", "t", "Acknowledge", params_input=given)
+    (request,) = asked
+    assert (request.method, request.url.path) == (
+        "PATCH",
+        "/api/v2/dags/d/dagRuns/r/taskInstances/t/-1/hitlDetails",
+    )
+    assert json.loads(request.content) == {
+        "chosen_options": ["Acknowledge"],
+        "params_input": given or {},
+    }

@@ -57,7 +57,7 @@ class Holdout:
 
     :ivar labels: class indices or values, shape (n,).
     :ivar answers: the version's, as in `evergreen.lifecycle.metrics`; ``naive`` alike.
-    :ivar rows: ``partition`` and ``row_id`` of each, shape (n, 2).
+    :ivar rows: ``partition``, ``row_id`` and ``event_timestamp`` of each, shape (n, 3).
     """
 
     evaluation: Evaluation
@@ -78,7 +78,7 @@ class Holdout:
             labels=labels.astype(int if declaration.task.classifies else float),
             answers=_answers(declaration.task, evaluation, table, "candidate"),
             naive=_answers(declaration.task, evaluation, table, "baseline"),
-            rows=table[["partition", "row_id"]],
+            rows=table[["partition", "row_id", "event_timestamp"]],
             origin=origin,
         )
 
@@ -107,7 +107,8 @@ class Holdout:
             raise ValueError("this holdout was not read from a promoted version's origin")
         feature_set = FeatureSet.load(store, self.origin.features)
         rows = read_rows(store, feature_set, "holdout")
-        joined = self.rows.merge(rows, on=["partition", "row_id"], how="left", indicator="found")
+        own = self.rows[["partition", "row_id"]]
+        joined = own.merge(rows, on=["partition", "row_id"], how="left", indicator="found")
         if len(joined) != len(self.rows) or (joined["found"] != "both").any():
             raise ValueError(
                 f"the holdout of version {self.origin.version} has {len(self.rows):,} rows, and the "

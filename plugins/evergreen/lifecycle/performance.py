@@ -1,21 +1,16 @@
 """Measure: how the version that answered a window did, as far as labels are known.
 
-Realised on matured rows and estimated on all, side by side, with intervals. A window violates
-only when the version is surely too bad: even the better end of the interval is beyond the bound,
-or even the better end of its improvement over a naive model is none. What can't be judged says
-why. Beside the metric: labels against those learned from, and the stream of errors
-(`evergreen.lifecycle.concept`). How a window is put together and how it is judged are both
-short, and read best side by side: hence one longer file.
+Realised on matured rows and estimated on all, side by side, with intervals; by slice; the labels
+against those learned from; the stream of errors (`evergreen.lifecycle.concept`). Whether it has
+become too bad is judged in `evergreen.lifecycle.judging`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evergreen.declaration import Declaration, Metric
+from evergreen.declaration import Declaration
 from evergreen.lifecycle.concept import Concept, Yardstick, watch
 from evergreen.lifecycle.contracts import (
     ColumnDrift,
@@ -28,9 +23,9 @@ from evergreen.lifecycle.contracts import (
 )
 from evergreen.lifecycle.estimation import Estimate, Holdout, estimate
 from evergreen.lifecycle.fitted import plain_name, targets
-from evergreen.lifecycle.intervals import Resampling, improvement, interval, mean_interval
+from evergreen.lifecycle.intervals import Resampling, interval, mean_interval
+from evergreen.lifecycle.judging import Seen, clusters_of_times, judge, watched_metric
 from evergreen.lifecycle.metrics import calibration, measure_all, row_losses
-from evergreen.lifecycle.rules import FEWEST_CLUSTERS
 from evergreen.lifecycle.watched import logged_answers, read_window
 from evergreen.workspace import Workspace
 
@@ -46,54 +41,6 @@ NO_ORIGIN = (
     "it was promoted before what a version was judged by was kept: there is nothing to compare "
     "with; the next version has it"
 )
-_UNITS = {"day": "D", "hour": "h"}
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A window's rows.
-
-    :ivar rows: of the prediction log with labels, shape (n, …); ``answers`` of each.
-    :ivar measured: places of rows with a known label of a class that the version knows, shape (m,).
-    :ivar labels: their class indices or values, shape (m,).
-    :ivar clusters: each row's cluster, shape (n,); None when rows are resampled alone.
-    """
-
-    rows: pd.DataFrame
-    answers: Array
-    measured: Array
-    labels: Array
-    clusters: Array | None = None
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def matured(self) -> int:
-        """Rows whose label is known."""
-        return int(self.rows["label"].notna().sum())
-
-    @cached_property
-    def given(self) -> Array:
-        """The answers beside ``labels``."""
-        return self.answers[self.measured]
-
-    def clusters_of(self, places: Array) -> Array | None:
-        """The clusters of some rows, numbered anew."""
-        import numpy as np
-
-        if self.clusters is None:
-            return None
-        return np.asarray(np.unique(self.clusters[places], return_inverse=True)[1])
-
-
-@dataclass(frozen=True)
-class _Judgement:
-    """What the declared metric says of the version."""
-
-    basis: str = "nothing"
-    bound: float | None = None
-    because: tuple[str, ...] = ()
-    skipped: str | None = None
-    violated: bool = field(default=False)
 
 
 def measure_performance(
@@ -176,10 +123,6 @@ def _with_concept(
     )
 
 
-def _watched(declaration: Declaration) -> Metric:
-    return declaration.metric(declaration.monitoring.performance.metric or declaration.primary.name)
-
-
 def _unmeasured(
     declaration: Declaration, workspace: Workspace, report: LabelReport, window: Window
 ) -> WindowPerformance:
@@ -189,7 +132,7 @@ def _unmeasured(
         version=window.version,
         rows=len(rows),
         matured=int(rows["label"].notna().sum()),
-        metric=_watched(declaration).name,
+        metric=watched_metric(declaration).name,
         skipped=f"version {window.version}: {NO_ORIGIN}",
     )
 
@@ -210,7 +153,7 @@ def _measure(
             declaration, workspace.store, holdout, seen.rows, seen.answers, how,
             clusters=seen.clusters,
         )  # fmt: skip
-    judged = _judge(declaration, seen, holdout, realised, estimated, how)
+    judged = judge(declaration, seen, holdout, realised, estimated, how)
     target = (
         _target(declaration, workspace, report, window, seen)
         if judged.basis == "realised"
@@ -236,7 +179,7 @@ def _measure(
         calibration=calibration(declaration.task, seen.labels, seen.given) if any_label else {},
         calibration_reference=holdout.evaluation.calibration,
         target=target,
-        metric=_watched(declaration).name,
+        metric=watched_metric(declaration).name,
         bound=judged.bound,
         basis=judged.basis,
         violates=tuple(violates),
@@ -252,7 +195,7 @@ def _how(declaration: Declaration, most: int = RESAMPLES) -> Resampling:
     return Resampling(min(gate.resamples, most), gate.confidence, declaration.training.seed)
 
 
-def _see(declaration: Declaration, rows: pd.DataFrame, holdout: Holdout) -> _Seen:
+def _see(declaration: Declaration, rows: pd.DataFrame, holdout: Holdout) -> Seen:
     import numpy as np
 
     known, notes = rows["label"].notna(), []
@@ -267,8 +210,8 @@ def _see(declaration: Declaration, rows: pd.DataFrame, holdout: Holdout) -> _See
     measured = np.flatnonzero(known.to_numpy())
     labels = rows["label"].iloc[measured]
     indices = targets(declaration.task, labels, classes) if len(labels) else np.empty(0)
-    clusters, coarse = _clusters(declaration, rows["event_timestamp"])
-    return _Seen(
+    clusters, coarse = clusters_of_times(declaration, rows["event_timestamp"])
+    return Seen(
         rows=rows,
         answers=logged_answers(declaration, rows),
         measured=measured,
@@ -278,24 +221,7 @@ def _see(declaration: Declaration, rows: pd.DataFrame, holdout: Holdout) -> _See
     )
 
 
-def _clusters(declaration: Declaration, times: pd.Series) -> tuple[Array | None, tuple[str, ...]]:
-    """Which rows are resampled together: a smaller unit where too few of the declared one are in
-    the window to tell how much one differs from the next."""
-    import pandas as pd
-
-    asked = declaration.gate.resample
-    for unit in ("day", "hour")[("day", "hour", "row").index(asked) :]:
-        codes = pd.factorize(times.dt.floor(_UNITS[unit]))[0]
-        if len(codes) and int(codes.max()) + 1 >= FEWEST_CLUSTERS:
-            used: tuple[Array | None, str] = codes, unit
-            break
-    else:
-        used = None, "row"
-    note = f"fewer than {FEWEST_CLUSTERS} {asked}s: resampled by {used[1]}, intervals are narrow"
-    return used[0], (note,) if used[1] != asked else ()
-
-
-def _realised(declaration: Declaration, seen: _Seen, how: Resampling) -> dict[str, Interval]:
+def _realised(declaration: Declaration, seen: Seen, how: Resampling) -> dict[str, Interval]:
     if not len(seen.labels):
         return {}
     clusters = seen.clusters_of(seen.measured)
@@ -318,7 +244,7 @@ def _quietly(declaration: Declaration, labels: Array, answers: Array) -> dict[st
 
 
 def _slices(
-    declaration: Declaration, seen: _Seen, how: Resampling
+    declaration: Declaration, seen: Seen, how: Resampling
 ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, int]]]:
     """The primary metric by slice: a mean over rows has its normal interval, which costs
     nothing; other metrics are resampled, a few hundred times."""
@@ -339,7 +265,7 @@ def _slices(
     return found, counts
 
 
-def _slice(declaration: Declaration, seen: _Seen, where: Array, how: Resampling) -> Interval | None:
+def _slice(declaration: Declaration, seen: Seen, where: Array, how: Resampling) -> Interval | None:
     metric, task = declaration.primary, declaration.task
     labels, given = seen.labels[where], seen.given[where]
     clusters = seen.clusters_of(seen.measured[where])
@@ -350,7 +276,7 @@ def _slice(declaration: Declaration, seen: _Seen, where: Array, how: Resampling)
 
 
 def _target(
-    declaration: Declaration, workspace: Workspace, report: LabelReport, window: Window, seen: _Seen
+    declaration: Declaration, workspace: Workspace, report: LabelReport, window: Window, seen: Seen
 ) -> ColumnDrift:
     """The window's labels beside those that the version learned from."""
     from evergreen.lifecycle.distances import compare_column
@@ -359,91 +285,3 @@ def _target(
     profile = reference_profile(declaration, workspace, report.origins[window.version])
     known = seen.rows["label"].dropna()
     return compare_column(declaration, declaration.data.label.column, profile.target, known)
-
-
-def _judge(
-    declaration: Declaration,
-    seen: _Seen,
-    holdout: Holdout,
-    realised: Mapping[str, Interval],
-    estimated: Estimate,
-    how: Resampling,
-) -> _Judgement:
-    """By realised rows where enough matured, else by the estimate, else not."""
-    metric = _watched(declaration)
-    reference = holdout.shown(declaration).get(metric.name)
-    bound, named = _bound(declaration, metric, reference)
-    immature = _immature(declaration, seen)
-    if immature is None and metric.name in realised:
-        because = [
-            *_beyond(metric, "realised", realised[metric.name], bound, named, how),
-            *_naive(declaration, metric, seen, holdout, how),
-        ]
-        return _Judgement("realised", bound, tuple(because), violated=bool(because))
-    if metric.name in estimated.metrics:
-        value = estimated.metrics[metric.name]
-        because = [*_beyond(metric, "estimated", value, bound, named, how)]
-        return _Judgement("estimated", bound, tuple(because), violated=bool(because))
-    why = immature or f"the labels don't define {metric.name}"
-    none = "" if declaration.monitoring.estimate else "; estimates are switched off"
-    return _Judgement(bound=bound, skipped=f"{why}, and there is no estimate{none}")
-
-
-def _immature(declaration: Declaration, seen: _Seen) -> str | None:
-    """Why the realised metric doesn't count yet; None when it does."""
-    watched = declaration.monitoring
-    share, needed = seen.matured / max(len(seen.rows), 1), watched.performance.matured_at_least
-    if len(seen.labels) < watched.min_rows:
-        return f"{len(seen.labels):,} labels to measure by, {watched.min_rows:,} needed"
-    if share < needed:
-        return f"{share:.0%} of the window's labels are known, {needed:.0%} needed"
-    return None
-
-
-def _bound(
-    declaration: Declaration, metric: Metric, reference: float | None
-) -> tuple[float | None, str]:
-    """The stricter of the relative and the absolute bound, and how it came about."""
-    asked = declaration.monitoring.performance
-    bounds = []
-    if reference is not None:
-        reach = asked.tolerance * abs(reference)
-        relative = reference - reach if metric.greater_is_better else reference + reach
-        bounds.append((relative, f"{asked.tolerance:.0%} worse than {reference:.4f} at promotion"))
-    if asked.bound is not None:
-        bounds.append((asked.bound, "the declared bound"))
-    if not bounds:
-        return None, ""
-    strictest = max if metric.greater_is_better else min
-    return strictest(bounds, key=lambda each: each[0])
-
-
-def _beyond(
-    metric: Metric, basis: str, value: Interval, bound: float | None, named: str, how: Resampling
-) -> Iterator[str]:
-    if bound is None:
-        return
-    best = value.high if metric.greater_is_better else value.low
-    if metric.improvement(bound, best) < 0:
-        side = "below" if metric.greater_is_better else "above"
-        yield (
-            f"{basis} {metric.name} {value.value:.4f} ({how.confidence:.0%} interval "
-            f"{value.low:.4f} to {value.high:.4f}) lies {side} {bound:.4f}, {named}"
-        )
-
-
-def _naive(
-    declaration: Declaration, metric: Metric, seen: _Seen, holdout: Holdout, how: Resampling
-) -> Iterator[str]:
-    """Whether the version is surely no better than a model that knows only labels."""
-    naive = holdout.naive_answers(len(seen.labels))
-    found = improvement(
-        metric, declaration.task, seen.labels, seen.given, naive, how,
-        clusters=seen.clusters_of(seen.measured),
-    )  # fmt: skip
-    if found is not None and found.high <= 0:
-        yield (
-            f"no better than a naive model ({declaration.baseline}): realised {metric.name} "
-            f"improves on it by {found.value:+.4f} ({how.confidence:.0%} interval {found.low:+.4f} "
-            f"to {found.high:+.4f})"
-        )

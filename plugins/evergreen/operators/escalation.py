@@ -108,34 +108,33 @@ class EscalateOperator(HITLOperator):
         :param escalation: reference of what was asked about.
         """
         from evergreen.lifecycle.contracts import EscalationReport
-        from evergreen.lifecycle.escalation import open_escalation
 
         workspace = WorkspaceHook().get_conn()
         stopped = EscalationReport.load(workspace.store, escalation)
-        given = {
-            "escalation": escalation,
-            "run_id": _asked_in(context),
-            "answer": "unanswered",
-            "person": (event.get("responded_by_user") or {}).get("name"),
-            "comment": "",
-            "max_tries": context["ti"].max_tries,
-            "told": False,
-        }
-        if event.get("error_type") == "timeout":
-            now = open_escalation(self.model, workspace)
-            if now is None or now.id != stopped.id:
-                self._skip("it was acknowledged elsewhere while this task waited")
-        elif "error" in event:
-            self.process_trigger_event_error(event)
-        else:
+        answer, comment = "unanswered", None
+        person = (event.get("responded_by_user") or {}).get("name")
+        if "error" not in event:
             comment = (event.get("params_input") or {}).get("comment")
             problem = _problem(comment)
             if problem:
-                said = f"the answer of {given['person']} is refused: {problem}"
+                said = f"the answer of {person} is refused: {problem}"
                 self.log.warning(said)
                 return self._ask(context, stopped, escalation, said)
-            given["comment"] = str(comment).strip()
-            given["answer"] = ANSWERS[event["chosen_options"][0]]
+            super().execute_complete(context, {**event, "params_input": {"comment": comment}})
+            answer = ANSWERS[event["chosen_options"][0]]
+        elif event.get("error_type") != "timeout":
+            self.process_trigger_event_error(event)
+        elif not self._still_open(stopped):
+            self._skip("it was acknowledged elsewhere while this task waited")
+        given = {
+            "escalation": escalation,
+            "run_id": _asked_in(context),
+            "answer": answer,
+            "person": person,
+            "comment": (comment or "").strip(),
+            "max_tries": context["ti"].max_tries,
+            "told": False,
+        }
         context["task_state_store"].set(GIVEN, given)
         return self._finish(context, given)
 
@@ -151,7 +150,7 @@ class EscalateOperator(HITLOperator):
         self.subject = f"{stopped.priority}: automatic retraining of {self.model.name} has stopped"
         self.message = "\n".join(lines)
         self.body = "\n\n".join(map(_plain_markdown, lines))
-        asked = [*stopped.describe(), _input({"escalation": escalation})]
+        asked = [*stopped.describe(), _input(escalation)]
         self.log.info("\n%s", block(self.stage, self.model.name, asked))
         try:
             return super().execute(context)
@@ -161,21 +160,23 @@ class EscalateOperator(HITLOperator):
 
     def _finish(self, context: Context, given: dict[str, Any]) -> dict[str, Any]:
         """Put what was said into the ledger, tell it, end the task. Harmless to repeat."""
-        from evergreen.lifecycle import escalation as stage
         from evergreen.lifecycle.contracts import EscalationReport
+        from evergreen.lifecycle.escalation import answer
 
         workspace, state = WorkspaceHook().get_conn(), context["task_state_store"]
         stopped = EscalationReport.load(workspace.store, given["escalation"])
         told = {name: given[name] for name in ("run_id", "answer", "person", "comment")}
         try:
-            said = stage.answer(self.model, workspace, stopped.id, **told)
+            said = answer(self.model, workspace, stopped.id, **told)
         except RefusalError as error:
             state.delete(GIVEN)
             raise AirflowFailException(str(error)) from error
         lines = [stopped.reason, *said.describe()]
-        if said.answer != "acknowledged" and stage.open_escalation(self.model, workspace) is None:
+        if said.answer != "acknowledged" and not self._still_open(stopped):
             lines.append("but somebody has acknowledged it: automatic retraining goes on")
-        self.log.info("\n%s", block(self.stage, self.model.name, [*lines, _input(given)]))
+        self.log.info(
+            "\n%s", block(self.stage, self.model.name, [*lines, _input(given["escalation"])])
+        )
         if not given["told"]:
             if said.answer != "unanswered":
                 self._tell(context, stopped, said, lines)
@@ -184,6 +185,12 @@ class EscalateOperator(HITLOperator):
         if said.answer == "unanswered":
             raise AirflowFailException(f"nobody answered in time: {lines[-1]}")
         return reference
+
+    def _still_open(self, stopped: EscalationReport) -> bool:
+        from evergreen.lifecycle.escalation import open_escalation
+
+        now = open_escalation(self.model, WorkspaceHook().get_conn())
+        return now is not None and now.id == stopped.id
 
     def _tell(
         self, context: Context, stopped: EscalationReport, said: EscalationAnswer, lines: list[str]
@@ -253,6 +260,5 @@ def _plain_markdown(line: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&-])", r"\\\1", line)
 
 
-def _input(given: dict[str, Any]) -> str:
-    reference = given["escalation"]
+def _input(reference: dict[str, Any]) -> str:
     return f"input escalation: {reference['digest'][:12]} {reference['uri']}"
