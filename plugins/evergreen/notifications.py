@@ -171,7 +171,7 @@ def _apprise(channel: Apprise, message: Message) -> None:
     for each in config if isinstance(config, list) else [config]:
         # Apprise logs parts of a URL that it can't read, and any part may be a token.
         for part in re.split(r"[\s,/:@?&=]+", unquote(each["path"])):
-            if len(part) >= SHORTEST_SECRET:
+            if len(part) >= SHORTEST_SECRET and part not in message.subject:
                 mask_secret(part)
     services = Services()
     hook.set_config_from_conn(connection, services)

@@ -157,7 +157,7 @@ def running(
     guarded = Project(project.folder, "guarded")
     guarded.declare(escalation={"assigned": ["vera"]})
     silent = Project(project.folder, "silent")
-    silent.declare(escalation={"answer_within": "5s"})
+    silent.declare(escalation={"answer_within": "5s", "notify": [{**mail, "on": ["failed"]}]})
     (project.folder / "dags" / "failing.py").write_text(CALLBACK)
     port, mails = mailbox
     options = {"disable_ssl": True, "disable_tls": True, "from_email": "evergreen@example.com"}
@@ -249,6 +249,9 @@ def test_silence_is_recorded_fails_the_task_and_can_be_answered_later(running: R
     assert task["try_number"] == 1
     assert "unanswered by nobody" in running.log(project, "silence")
     assert answers(project) == [("silence", "unanswered", None, "")]
+    running.wait(lambda: running.mails[-1]["subject"] == "[evergreen] silent: escalate failed")
+    page = running.mails[-1].get_body(("html",)).get_content()
+    assert "nobody answered in time: next: automatic retraining stays stopped" in page
 
     project.declare(escalation={"answer_within": "5m"})
     body = {"dry_run": False, "dag_run_id": "silence", "only_failed": True}

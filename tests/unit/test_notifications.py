@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import pytest
 from aiosmtpd.controller import Controller
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -336,6 +336,7 @@ def test_who_is_asked_is_led_to_the_form_and_others_to_the_log(tmp_path: Path) -
 
 
 @given(title=st.text(max_size=300), body=st.text(max_size=300))
+@example(title="x" * 300, body="")
 def test_any_text_makes_one_subject_line_and_harmless_html(title: str, body: str) -> None:
     subject = ModelNotifier(
         model=declare(Path()), event="failed", title=title, body=body

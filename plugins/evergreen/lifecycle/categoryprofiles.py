@@ -86,7 +86,8 @@ class CategoryProfile:
     def unlearned(self, now: Categories) -> tuple[float, tuple[str, ...]]:
         """The share of all the window's rows in categories never learned, and some of those.
 
-        Where not all could be kept by name, only as far as unknown names exceed the rest's share.
+        Where not all could be kept by name, a name among the rest can't be told from a new one:
+        then it is what unknown names have more than the rest's share.
         """
         strange = {key: rows for key, rows in now.counts.items() if key not in self.counts}
         rows = sum(now.counts.values()) + now.missing

@@ -86,7 +86,8 @@ def _compared(
     reference = reference_profile(declaration, workspace, origin)
     ignored = {name for name, column in drift.columns.items() if column.ignore}
     watched = [name for name in reference.columns if name not in ignored]
-    rows = read_window(workspace.store, report, window, [*watched, *reference.prediction])
+    columns_read = [*watched, *reference.prediction]
+    rows = read_window(workspace.store, report, window, columns_read, labels=False)
     columns = {
         name: compare_column(
             declaration, name, reference.columns[name], rows[name], reference.importance[name]

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 
 
 def read_window(
-    store: Store, report: LabelReport, window: Window, columns: Sequence[str] | None = None
+    store: Store,
+    report: LabelReport,
+    window: Window,
+    columns: Sequence[str] | None = None,
+    *,
+    labels: bool = True,
 ) -> pd.DataFrame:
     """The window's rows of the prediction log, oldest partition first.
 
     :param columns: of the log, besides ``partition``, ``row_id``, ``event_timestamp``, ``label``
         and ``label_timestamp``; all when None.
+    :param labels: False leaves them out, which is half of the work.
     :returns: ``label`` and ``label_timestamp`` are missing where no label was known by the
         report's ``as_of``.
     """
@@ -32,21 +38,28 @@ def read_window(
 
     by_key = {part.partition: part for part in report.partitions}
     frames = [
-        read_partition(store, by_key[key], report.as_of, columns) for key in window.partitions
+        read_partition(store, by_key[key], report.as_of, columns, labels=labels)
+        for key in window.partitions
     ]
     return pd.concat(frames, ignore_index=True)
 
 
 def read_partition(
-    store: Store, part: WatchedPartition, as_of: datetime, columns: Sequence[str] | None = None
+    store: Store,
+    part: WatchedPartition,
+    as_of: datetime,
+    columns: Sequence[str] | None = None,
+    *,
+    labels: bool = True,
 ) -> pd.DataFrame:
     """One partition's rows, as `read_window` gives them."""
     wanted = (
         None if columns is None else list(dict.fromkeys(("row_id", "event_timestamp", *columns)))
     )
-    log = store.get_table(part.predictions, wanted)
+    log = store.get_table(part.predictions, wanted).assign(partition=part.partition)
+    if not labels:
+        return log
     known = known_labels(store.get_table(part.labels), as_of).set_index("row_id")
-    log = log.assign(partition=part.partition)
     return log.join(known[["label", "label_timestamp"]], on="row_id")
 
 

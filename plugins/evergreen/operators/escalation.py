@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -45,6 +46,7 @@ class EscalateOperator(HITLOperator):
     """
 
     stage: ClassVar[str] = "escalate"
+    template_fields: Sequence[str] = ()  # what is asked holds texts of others, no templates
     ui_color = "#e3f1e5"
 
     def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
@@ -55,6 +57,7 @@ class EscalateOperator(HITLOperator):
         kwargs.setdefault("response_timeout", model.escalation.answer_within)
         kwargs.setdefault("assigned_users", _users(model))
         kwargs.setdefault("notifiers", [_asking(model)])
+        kwargs.setdefault("on_failure_callback", _failing(model))
         kwargs.setdefault("retries", 2)
         kwargs.setdefault("retry_delay", timedelta(seconds=10))
         super().__init__(
@@ -221,6 +224,13 @@ def _asking(model: Declaration) -> ModelNotifier:
         title="automatic retraining has stopped, please answer",
         body="{{ task.message }}",
         priority="{{ task.priority }}",
+    )
+
+
+def _failing(model: Declaration) -> ModelNotifier:
+    """Tells that nobody answered, or that the task broke."""
+    return ModelNotifier(
+        model=model, event="failed", title="{{ ti.task_id }} failed", body="{{ exception }}"
     )
 
 
