@@ -177,7 +177,6 @@ class Foreground:
         features = prepare(self.declaration, self.workspace, snapshot, report)
         return score(self.declaration, self.workspace, snapshot, features, run_id=self.run_key)
 
-
     @cached_property
     def labels(self) -> LabelReport:
         """The prediction log beside the labels known; nothing is recorded."""

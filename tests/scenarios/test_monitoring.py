@@ -97,7 +97,7 @@ def test_concept_drift_that_retraining_mends_whichever_way_the_metric_runs(
     only = {**WATCHING["triggers"], "drift": None}
     sliding = {
         **WATCHING["training"],
-        "window": {"kind": "sliding", "length": "31d", "min_rows": 50},
+        "window": {"kind": "sliding", "length": "29d", "min_rows": 50},
     }
     project.declare(**{**WATCHING, "monitoring": watching, "triggers": only, "training": sliding})
     runs = project.live(m2024_02=month("2024-02", turned=True))
@@ -177,8 +177,7 @@ def test_one_window_of_three_is_not_two(project: Project) -> None:
     """Summer, winter, summer: with two of three the third month is enough, the first is not."""
     often = {"violations": 2, "of": 3}
     triggers = {**WATCHING["triggers"], "drift": often, "performance": None}
-    watching = {**WATCHING["monitoring"], "drift": {"sample": 500, "on": ["inputs"]}}
-    project.declare(**{**WATCHING, "triggers": triggers, "monitoring": watching})
+    project.declare(**{**WATCHING, "triggers": triggers})
     runs = project.live(m2024_02=month("2024-02", season=SUMMER))
     assert (
         "drift: 1 of the last 3 windows violate (2024-02), 2 needed"

@@ -18,7 +18,7 @@ WATCHING: dict[str, Any] = {
         "holdout": {"length": "12d", "min_rows": 100},
         "window": {"min_rows": 100},
     },
-    "monitoring": {"min_rows": 100, "drift": {"sample": 500}},
+    "monitoring": {"min_rows": 100, "drift": {"sample": 500, "on": ["inputs", "concept"]}},
     "triggers": {
         "new_data": None,
         "drift": {"violations": 1, "of": 1},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from airflow.providers.standard.operators.hitl import HITLOperator
 
 import evergreen
 from evergreen import errors, operators
@@ -19,6 +20,7 @@ UNIT = Path(__file__).parent
 # What is tested where it is used, rather than by a file of its own name.
 TOGETHER = {
     "lifecycle": {
+        "categoryprofiles": "test_distances",
         "columns": "test_features",
         "connection": "test_tracking",
         "definition_reading": "test_features",
@@ -27,8 +29,11 @@ TOGETHER = {
         "expectations": "test_validation",
         "fitted": "test_training",
         "infrastructure_probe": "test_infrastructure",
-        "metrics": "test_bootstrap",
-        "modules": "test_features",
+        "judging": "test_performance",
+        "label_checks": "test_labels",
+        "label_files": "test_labels",
+        "landing": "test_ingestion",
+        "numberprofiles": "test_distances",
         "packaging": "test_training",
         "parts": "test_preparation",
         "plots": "test_evaluation",
@@ -39,8 +44,9 @@ TOGETHER = {
         "sets": "test_preparation",
         "structure": "test_validation",
         "tables": "test_preparation",
-        "tuning": "test_training",
+        "triggers": "test_arbitration",
         "watched": "test_monitoring",
+        "windows": "test_escalation",
     },
     "declaration": {
         "metrics": "test_reading",
@@ -69,7 +75,7 @@ def test_a_stage_has_the_same_file_name_in_every_layer() -> None:
 def test_operators_say_what_they_take() -> None:
     for name in operators.__all__:
         operator = getattr(operators, name)
-        assert issubclass(operator, StageOperator)
+        assert issubclass(operator, (StageOperator, HITLOperator))
         parameters = inspect.signature(operator.__init__).parameters
         for field in operator.template_fields:
             assert field in parameters

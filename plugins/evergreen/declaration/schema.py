@@ -115,7 +115,9 @@ class Data(Frozen):
         if self.label.timestamp and self.label.uri is None:
             named.append(self.label.timestamp)
         if {"data", "labels"} & set(self.sources):
-            raise ValueError("a source isn't named data or labels: those are the model's own tables")
+            raise ValueError(
+                "a source isn't named data or labels: those are the model's own tables"
+            )
         twice = sorted({column for column in named if named.count(column) > 1})
         if twice:
             raise ValueError(f"the column {twice[0]} is named for two things")

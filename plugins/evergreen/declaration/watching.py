@@ -40,7 +40,8 @@ class Drift(Frozen):
     A column has drifted by its distance, or when its missing values, values out of the learned
     range, or categories never learned rise by more than the declared share of rows. Inputs
     violate when drifted columns hold ``share`` of the model's importance; with ``recurring`` not
-    when some partition of the training window looked alike.
+    when some partition of the training window looked alike. Of what is measured only ``on``
+    raises signals: answers are compared with those to one holdout, which is a short time.
     """
 
     numeric: NumberMethod = "wasserstein"
@@ -55,7 +56,6 @@ class Drift(Frozen):
     recurring: bool = True
     on: tuple[Literal["inputs", "prediction", "target", "concept"], ...] = (
         "inputs",
-        "prediction",
         "target",
         "concept",
     )

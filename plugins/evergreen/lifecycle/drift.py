@@ -96,18 +96,17 @@ def _compared(
     }
     share = weight(columns)
     beyond = share >= drift.share and any(column.drifted for column in columns.values())
-    nearest, nearest_share = None, None
-    if beyond and drift.recurring:
-        nearest, nearest_share = _nearest(declaration, reference, rows, columns)
     prediction = tuple(
         compare_column(declaration, name, profile, rows[name])
         for name, profile in reference.prediction.items()
         if name not in ignored
     )
-    violated = {
-        "inputs": beyond and (nearest_share is None or nearest_share >= drift.share),
-        "prediction": any(column.drifted for column in prediction),
-    }
+    nearest, nearest_share = None, None
+    if beyond and drift.recurring:
+        nearest, nearest_share = _nearest(declaration, reference, rows, columns)
+    recurs = nearest_share is not None and nearest_share < drift.share
+    apart = any(column.drifted for column in prediction)
+    violated = {"inputs": beyond and not recurs, "prediction": apart}
     answered = [part for part in report.partitions if part.partition in window.partitions]
     made = write_page(
         declaration,

@@ -174,7 +174,8 @@ def test_values_that_are_missing_or_new(
 def test_answers_drift_too(workspace: Workspace) -> None:
     rows = year()
     sure = weather(9, prediction=np.linspace(0.9, 1.0, DAY))
-    found = found_in(workspace, sure, rows=rows)
+    asked = watching(workspace, on=["prediction"])
+    found = found_in(workspace, sure, asked, rows=rows)
     assert [c.column for c in found.prediction if c.drifted] == ["prediction"]
     assert found.violates == ("prediction",)
     assert found.confidence == pytest.approx(0.95)
@@ -185,7 +186,11 @@ def test_answers_drift_too(workspace: Workspace) -> None:
 
 def test_answers_for_several_classes(workspace: Workspace) -> None:
     several = {"prediction_0": 0.2, "prediction_1": 0.5, "prediction_2": 0.3}
-    declaration = declare(workspace.home, task="multiclass_classification")
+    declaration = declare(
+        workspace.home,
+        task="multiclass_classification",
+        monitoring={"drift": {"on": ["prediction"]}},
+    )
     found = found_in(
         workspace,
         weather(9, **{**several, "prediction_2": 0.9}),
@@ -267,7 +272,8 @@ def test_share_is_a_share(importance: list[float], data: Any) -> None:
 
 
 def test_of_a_living_model(tmp_path: Path) -> None:
-    life = Life.begin(tmp_path, monitoring={"min_rows": 200})
+    both = {"on": ["inputs", "prediction"]}
+    life = Life.begin(tmp_path, monitoring={"min_rows": 200, "drift": both})
     for day in (1, 2, 3):
         life.land(day, rows=280)
     assert life.retrain("run 1").promotes
