@@ -26,6 +26,7 @@ from rich.markup import escape
 from evergreen import views
 from evergreen.declaration import read_declaration
 from evergreen.errors import EvergreenError
+from evergreen.lifecycle.escalation import open_escalation
 from evergreen.replay import Replay, Row
 from evergreen.session import own_airflow, show
 from evergreen.standalone import USER, free_port
@@ -138,9 +139,12 @@ def _until(months: int) -> datetime:
 
 
 def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
+    retrains = sum(row.decision == "retrain" for row in rows)
     judged = [row for row in rows if row.metrics and row.partition >= f"{YEAR}-03"]
     console.print(
-        f"\n{len(rows)} months in {seconds / 60:.1f} min", highlight=False, soft_wrap=True
+        f"\n{len(rows)} months in {seconds / 60:.1f} min, {retrains} trainings, the first included",
+        highlight=False,
+        soft_wrap=True,
     )
     for metric in ("log_loss", "roc_auc") if judged else ():
         means = {
@@ -153,7 +157,7 @@ def _sum_up(console: Console, rows: list[Row], seconds: float) -> None:
         )
     for row in rows:
         console.print(
-            f"{row.partition}: {views.coloured(row.verdict)}: {escape(row.reason)}",
+            f"{row.partition}: {views.coloured(row.verdict or row.decision)}: {escape(row.reason)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -164,6 +168,12 @@ def _stay(console: Console, workspace: Workspace, url: str, password: str) -> No
         console.print(
             f"\nAirflow  {url}   user {USER}, password {password}", highlight=False, soft_wrap=True
         )
+        if open_escalation(read_declaration(PROJECT / "include" / "models" / MODEL), workspace):
+            console.print(
+                f"A person is asked: {url}/dags/{MODEL}.escalate, Required Actions",
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print(f"MLflow   {mlflow}", highlight=False, soft_wrap=True)
         console.print(
             f"History  EVERGREEN_HOME={workspace.home} evergreen history {MODEL}",

@@ -80,6 +80,7 @@ PRELOAD = (
     "evidently",
     "evidently.presets",
     "plotly.offline",
+    "river.drift.binary",
 )
 
 #: No vendor phones home, and no plot looks for a display.

@@ -216,7 +216,13 @@ class Replay:
             live = records.champion(session, name, decision.as_of)
             score = self._score(session, key)
             watched = [m for m in records.measurements(session, name) if m.window == key]
-        reason = verdict.reason if verdict else outcome.detail if outcome else decision.reasons[-1]
+        reason = (
+            verdict.reason
+            if verdict
+            else outcome.detail
+            if outcome
+            else "; ".join(decision.reasons)
+        )
         return Row(
             partition=key,
             rows=partition.rows,

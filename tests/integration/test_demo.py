@@ -46,7 +46,9 @@ def test_a_year_is_twelve_decided_months(year: tuple[list[dict[str, Any]], str, 
     rows, _, _ = year
     assert [row["partition"] for row in rows] == [f"2013-{month:02}" for month in range(1, 13)]
     assert rows[0]["verdict"] == "bootstrap"
-    assert {row["decision"] for row in rows} <= {"retrain", "suppress"}
+    assert {row["decision"] for row in rows} <= {"retrain", "suppress", "investigate"}
+    assert any(row["drift"] is not None and row["violates"] for row in rows)
+    assert any(row["decision"] == "suppress" for row in rows), "nothing was left alone"
     assert all(row["reason"] and row["rows"] > 20_000 and row["seconds"] > 0 for row in rows)
     assert len({row["champion_version"] for row in rows}) > 1
 
@@ -66,7 +68,7 @@ def test_it_says_where_to_look_and_why(year: tuple[list[dict[str, Any]], str, Pa
     assert "Airflow is up" in printed
     assert "password" in printed
     for row in rows:
-        assert f"{row['partition']}: {row['verdict']}" in printed
+        assert f"{row['partition']}: {row['verdict'] or row['decision']}" in printed
 
 
 def test_nothing_is_left_running(year: tuple[list[dict[str, Any]], str, Path]) -> None:

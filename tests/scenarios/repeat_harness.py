@@ -125,7 +125,8 @@ class Life:
         self.said.clear()
         self._fork(lambda: land(self.home, day))
         for dag in dags:
-            yield from ((dag, task) for task in dag.topological_sort())
+            stages = (task for task in dag.topological_sort() if _is_stage(task))
+            yield from ((dag, task) for task in stages)
 
     def execute(
         self, dag: DAG, task: StageOperator, day: str, moment: Moment = Moment()
@@ -284,6 +285,13 @@ def examine(life: Life, dag: DAG, task: StageOperator, day: str) -> Report:
 def _copy(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
+
+
+def _is_stage(task: Any) -> bool:
+    """Not what only announces, nor what waits for a person."""
+    from evergreen.operators.base import StageOperator
+
+    return isinstance(task, StageOperator)
 
 
 def discover() -> set[str]:

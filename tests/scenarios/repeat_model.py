@@ -20,7 +20,7 @@ NAME = "punctuality"
 #: The champion learns from the first day; the second one is lived again and again.
 DAYS = ("2026-01-01", "2026-01-02")
 #: The families of DAGs in the order of a model's life; any other comes after, by name.
-FAMILIES = ("ingest", "retrain", "score")
+FAMILIES = ("ingest", "retrain", "score", "monitor")
 
 _FILES = {
     "model.yaml": """
@@ -48,6 +48,8 @@ _FILES = {
           resamples: 200
           latency_p95_ms: 10000   # a busy machine is not what is tested
           memory_mb: 8192
+        monitoring: {min_rows: 100, drift: {sample: 500, concept: [adwin, page_hinkley, ddm]}}
+        triggers: {drift: {violations: 1, of: 1}, performance: {violations: 1, of: 1}}
     """,
     "features.py": """
         from datetime import timedelta

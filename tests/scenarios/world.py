@@ -65,3 +65,12 @@ def month(
             "label_timestamp": times + pd.Timedelta(hours=6),
         }
     )
+
+
+def parted(frame: pd.DataFrame, first: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A month's rows without their labels, and the labels: ``row`` counts on from ``first``."""
+    frame = frame.assign(row=frame["row"] + first)
+    return (
+        frame.drop(columns=["late", "label_timestamp"]),
+        frame[["row", "late", "label_timestamp"]],
+    )

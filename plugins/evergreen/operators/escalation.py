@@ -100,6 +100,11 @@ class EscalateOperator(HITLOperator):
         stopped = open_escalation(self.model, workspace)
         if stopped is None:
             self._skip("it has no open escalation: there is nothing to ask a person")
+        declined = bool(stopped.answers) and stopped.answers[-1] == "declined"
+        if declined and context["dag_run"].run_type != "manual":
+            raise AirflowSkipException(
+                f"a person declined already; start {self.model.name}.escalate by hand to acknowledge"
+            )
         return self._ask(context, stopped, stopped.save(workspace.store).to_dict())
 
     def execute_complete(
