@@ -64,7 +64,8 @@ def declared(**sections: Any) -> Declaration:
 def rehearse(home: Path, tables: Mapping[str, pd.DataFrame], declaration: Declaration) -> Year:
     """Live through the year, month by month."""
     workspace = Workspace.from_environment({"EVERGREEN_HOME": str(home)})
-    rehearsal = Rehearsal(declaration, workspace)
+    heard = declaration.triggers.drift or declaration.triggers.performance
+    rehearsal = Rehearsal(declaration, workspace, watching=heard is not None)
     steps = {}
     for key, frames in _months(tables):
         for name, frame in frames.items():

@@ -37,16 +37,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A declared model in a workspace of its own."""
+    """A declared model in a workspace of its own.
+
+    :ivar watching: False leaves monitoring out, for triggers that don't hear it.
+    """
 
     declaration: Declaration
     workspace: Workspace
+    watching: bool = True
 
     def step(self, as_of: datetime, run_id: str | None = None) -> Step:
         """Take in what has landed by ``as_of`` and let the model live on."""
         ingest(self.declaration, self.workspace, as_of)
         self.score()
-        watched = self.watch()
+        watched = self.watch() if self.watching else None
         decision, verdict = self.retrain(run_id or f"rehearsal__{as_of.isoformat()}")
         return Step(decision, watched, verdict)
 

@@ -38,7 +38,7 @@ RETRAIN = {
     ("build_features", "check_infrastructure"), ("build_features", "promote"),
     ("train", "evaluate"), ("train", "check_infrastructure"), ("train", "gate"),
     ("train", "promote"),
-    ("evaluate", "gate"), ("check_infrastructure", "gate"),
+    ("evaluate", "gate"), ("evaluate", "promote"), ("check_infrastructure", "gate"),
     ("gate", "promote"), ("promote", "conclude"),
 }  # fmt: skip
 EDGES: dict[str, set[tuple[str, str]]] = {
@@ -114,7 +114,8 @@ def test_a_retrain_is_concluded_whatever_happens(bag: DagBag, model: str) -> Non
 def test_an_approval_stands_between_gate_and_promotion(tmp_path: Path) -> None:
     project = Project.create(tmp_path, gate={"approval": "always"})
     found = edges(parse(project.folder / "dags").dags["example.retrain"])
-    assert found - RETRAIN == {("gate", "approve"), ("approve", "promote")}
+    asked = {("arbitrate", "approve"), ("gate", "approve"), ("approve", "promote")}
+    assert found - RETRAIN == asked
 
 
 def test_a_stage_runs_where_it_is_declared_to(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.policies import MONTHLY, datasets, declared, rehearse
+
 MINUTES = 25
 
 
@@ -61,6 +63,30 @@ def test_the_champion_beats_the_frozen_january_model(
     assert mean(rows, "champion", "roc_auc") >= 0.710
     assert mean(rows, "champion", "log_loss") < mean(rows, "frozen", "log_loss")
     assert mean(rows, "champion", "roc_auc") > mean(rows, "frozen", "roc_auc")
+
+
+def test_fewer_trainings_than_monthly_and_hardly_worse(
+    year: tuple[list[dict[str, Any]], str, Path], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The declared triggers are drift and performance alone; the other year is rehearsed."""
+    rows, _, home = year
+    assert declared().triggers.schedule is None
+    assert declared().triggers.new_data is None
+    monthly = rehearse(tmp_path / "monthly", datasets(home / "dataset"), declared(triggers=MONTHLY))
+    retrains = sum(row["decision"] == "retrain" for row in rows) - 1
+    watched, always = mean(rows, "champion", "log_loss"), monthly.mean("log_loss")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print(  # noqa: T201 - the comparison is asked for
+            f"\nretrains after the first version, mean log loss March to December:"
+            f"\n  by drift and performance  {retrains:>2}  {watched:.4f}"
+            f"\n  monthly                   {monthly.retrains:>2}  {always:.4f}"
+            f"\n  ({watched / always - 1:+.2%})"
+        )
+    assert monthly.retrains == 11
+    assert retrains < monthly.retrains
+    assert watched <= 1.01 * always
 
 
 def test_it_says_where_to_look_and_why(year: tuple[list[dict[str, Any]], str, Path]) -> None:

@@ -174,7 +174,7 @@ class PromotionRow(Table):
 
 
 class PromotionEventRow(Table):
-    """How far a promotion has come: ``aliased``, ``materialized``, ``completed``."""
+    """How far a promotion has come: ``aliased``, ``materialized``, ``profiled``, ``completed``."""
 
     __tablename__ = "promotion_events"
     __table_args__ = (UniqueConstraint("promotion_id", "event"),)

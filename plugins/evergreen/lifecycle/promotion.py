@@ -1,8 +1,8 @@
 """Promote: put a judged candidate live, and nothing else.
 
-Four steps, each harmless to repeat: the MLflow model version (found by its run), the ledger's
+Five steps, each harmless to repeat: the MLflow model version (found by its run), the ledger's
 promotion (compare-and-set on the champion the candidate was judged against), the alias
-``champion``, the online features. The ledger's row is the promotion; what follows it is carried
+``champion``, the online features, the profile of what it learned from, for monitoring. The ledger's row is the promotion; what follows it is carried
 out by whoever comes next, so a crash between any two steps is healed by running again.
 """
 
@@ -26,6 +26,7 @@ from evergreen.lifecycle.contracts import (
     TrainedModel,
     Verdict,
 )
+from evergreen.lifecycle.profiles import reference_profile
 from evergreen.workspace import Workspace
 
 
@@ -143,7 +144,7 @@ def _conflict(
 def _carry_out(
     declaration: Declaration, workspace: Workspace, row: PromotionRow, feature_set: FeatureSet
 ) -> dict[str, tuple[datetime, datetime]]:
-    """Alias and online features; only while this promotion is still the newest one."""
+    """Alias, online features and reference profile; only while this promotion is still the newest one."""
     with workspace.ledger.read() as session:
         live = records.champion(session, declaration.name)
     if live is None or live.id != row.id:
@@ -152,6 +153,8 @@ def _carry_out(
     _note(workspace, row, "aliased")
     materialized = features.materialize(declaration, workspace, feature_set)
     _note(workspace, row, "materialized")
+    reference_profile(declaration, workspace, Origin.model_validate(row.origin))
+    _note(workspace, row, "profiled")
     _note(workspace, row, "completed")
     return materialized
 

@@ -42,7 +42,9 @@ def test_the_first_champion_is_complete(life: Life) -> None:
         live = records.champion(session, "example", champion(life).as_of)
         assert live is not None
         assert (live.position, live.kind, live.replaced) == (1, "bootstrap", None)
-        assert list(records.events_of(session, live.id)) == ["aliased", "materialized", "completed"]
+        assert list(records.events_of(session, live.id)) == [
+            "aliased", "materialized", "profiled", "completed",
+        ]  # fmt: skip
     assert registry.champion_version(life.workspace, life.declaration) == live.version
 
 
