@@ -20,7 +20,7 @@ from evergreen.reporting import history_of
 from evergreen.workspace import Workspace
 
 HERE = Path(__file__).parent
-WIDTH = 126  # the widest line that the demo prints
+WIDTH = 176  # the widest line that the demo prints
 
 
 def draw(name: str, title: str, show: Callable[[Console], None]) -> None:

@@ -148,7 +148,7 @@ def replay_line(row: Any, primary: str, second: str | None) -> str:
     drift = "–" if row.drift is None else f"{row.drift:.0%}"
     estimated = "–" if row.estimated is None else f"{row.estimated:.4f}"
     return (
-        f"{row.partition:<10} {row.rows:>9,} {drift:>6} {','.join(row.violates) or '–':<18.18} "
+        f"{row.partition:<10} {row.rows:>9,} {drift:>6} {','.join(row.violates) or '–':<22.22} "
         f"{row.cause or '–':<11} {row.decision:<11} {row.verdict or '–':<13} "
         f"{row.champion_version or '–':>4}  {estimated:<7} {figures('champion'):<15} "
         f"{figures('frozen'):<15} {row.seconds:>6.1f}"
@@ -159,7 +159,7 @@ def replay_heading(primary: str, second: str | None) -> str:
     """The heading over `replay_line`, with the metrics' names."""
     names = f"{primary}, {second}" if second else primary
     return (
-        f"{'partition':<10} {'rows':>9} {'drift':>6} {'violates':<18} {'cause':<11} "
+        f"{'partition':<10} {'rows':>9} {'drift':>6} {'violates':<22} {'cause':<11} "
         f"{'decision':<11} {'verdict':<13} {'live':>4}  {'expect.':<7} {'champion':<15} "
         f"{'frozen':<15} {'s':>6}   ({names})"
     )

@@ -222,7 +222,8 @@ class MeasurementRow(Table):
     """A window measured: for ``drift``, ``performance``, or the state of ``concept`` detectors.
 
     Measured again as labels become known; the latest row of a window speaks for it.
-    ``violates`` names what is beyond its bound; ``judged`` is false where too little was there.
+    ``digest`` is of which answers were measured; ``violates`` names what is beyond its bound;
+    ``judged`` is false where too little was there.
     """
 
     __tablename__ = "measurements"
@@ -235,6 +236,7 @@ class MeasurementRow(Table):
     end: Mapped[datetime]
     as_of: Mapped[datetime]
     sequence: Mapped[int]
+    digest: Mapped[str]
     judged: Mapped[bool]
     violates: Mapped[list[Any]]
     evidence: Mapped[dict[str, Any]]

@@ -57,8 +57,8 @@ def join_labels(
         before = records.labels_known(session, name)
         scores = _latest_scores(records.scores(session, name), rows, moment)
         seen = {
-            (row.window, row.version, row.evidence["digest"])
-            for row in records.measurements(session, name, "drift")
+            (row.window, row.version, row.digest)
+            for row in records.measurements(session, name, "drift", bare=True)
         }
     past = {score.partition: before.get((score.partition, score.version)) for score in scores}
     awaited = [
@@ -274,6 +274,7 @@ def _measured(
 
     def row(kind: str, key: str, **rest: object) -> MeasurementRow:
         window = windows[key]
+        answered = [parts[each] for each in window.partitions]
         return MeasurementRow(
             model=labels.model,
             kind=kind,
@@ -283,15 +284,14 @@ def _measured(
             end=window.end,
             as_of=labels.as_of,
             sequence=labels.sequence,
+            digest=window_digest(answered),
             **rest,
         )
 
     for found in drift.windows:
-        answered = [parts[key] for key in windows[found.window].partitions]
-        evidence = {"digest": window_digest(answered), **found.to_dict()}
         yield row(
             "drift", found.window, judged=found.skipped is None, violates=[*found.violates],
-            evidence=evidence,
+            evidence=found.to_dict(),
         )  # fmt: skip
     for measured in performance.windows:
         yield row(

@@ -55,7 +55,7 @@ class Watched:
 def windows_of(session: Session, live: PromotionRow) -> list[Watched]:
     """The windows a promotion's version answered while it was live, by event time."""
     found: dict[str, Watched] = {}
-    for row in records.measurements(session, live.model, version=live.version):
+    for row in records.measurements(session, live.model, version=live.version, bare=True):
         if row.start < live.as_of:
             continue
         window = found.setdefault(row.window, Watched(row.window, row.version, row.start, row.end))

@@ -55,7 +55,7 @@ class Past:
                     MeasurementRow(
                         model="example", kind=each, window=key, version=str(self.version),
                         start=start, end=self.now, as_of=self.now, sequence=self.day,
-                        judged=judged, violates=[*violates] if each == kind else [], evidence={},
+                        digest="", judged=judged, violates=[*violates] if each == kind else [], evidence={},
                     )
                 )  # fmt: skip
             for cause in {"performance" if v == "performance" else "drift" for v in violates}:
@@ -268,7 +268,7 @@ def test_a_violation_that_more_labels_withdrew_is_closed(past: Past) -> None:
         session.add(
             MeasurementRow(
                 model="example", kind="performance", window=key, version="1", start=START,
-                end=START + DAY, as_of=past.now, sequence=99, judged=True, violates=[],
+                end=START + DAY, as_of=past.now, sequence=99, digest="", judged=True, violates=[],
                 evidence={},
             )
         )  # fmt: skip

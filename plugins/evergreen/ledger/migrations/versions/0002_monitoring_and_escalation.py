@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("end", evergreen.ledger.tables.DateTime(timezone=True), nullable=False),
         sa.Column("as_of", evergreen.ledger.tables.DateTime(timezone=True), nullable=False),
         sa.Column("sequence", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(length=255), nullable=False),
         sa.Column("judged", sa.Boolean(), nullable=False),
         sa.Column("violates", sa.JSON(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
