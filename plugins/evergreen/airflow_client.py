@@ -186,6 +186,12 @@ class AirflowClient:
         path = f"{run}{_path('taskInstances', task_id, '-1', 'hitlDetails')}"
         return self._send("PATCH", path, json=body)
 
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str | None]:
+        """Return the extra links of a task: the name of its button → where it leads."""
+        run = _path("dags", dag_id, "dagRuns", run_id)
+        found = self._get(f"{run}{_path('taskInstances', task_id, 'links')}")
+        return dict(found["extra_links"])
+
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """Return what one attempt of a task logged, one event a line."""
         run = _path("dags", dag_id, "dagRuns", run_id)

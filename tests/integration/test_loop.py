@@ -83,6 +83,11 @@ def test_what_retraining_cant_mend_is_brought_to_a_person_and_goes_on_when_told(
     ]  # fmt: skip
     assert [d.tune for d in noisy] == [False, True, False]
 
+    (*_, watched) = airflow.dag_runs("example.monitor")
+    page = airflow.links("example.monitor", watched["dag_run_id"], "detect_drift")["Drift report"]
+    assert page is not None
+    assert b"<html" in project.workspace.store.read_bytes(page)[:1000].lower()
+
     run_id = waiting(airflow)
     time.sleep(PARKED)  # Airflow 3.3.2 may kill a task that is answered while it is being parked
     airflow.answer(ESCALATE, run_id, "escalate", "Acknowledge", params_input={"comment": "a join"})
