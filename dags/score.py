@@ -9,7 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Asset, Param, chain, get_parsing_context
+from airflow.sdk import (
+    DAG,
+    Asset,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Param,
+    chain,
+    get_parsing_context,
+)
 
 from evergreen.declaration import usable_models
 from evergreen.operators.extraction import ExtractSnapshotOperator
@@ -24,7 +32,10 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
         dag_id=f"{model.name}.score",
         description=f"Score new partitions with the champion of {model.name}",
         doc_md=__doc__,
-        schedule=[Asset(f"x-evergreen://{model.name}/partitions")],
+        schedule=AssetOrTimeSchedule(  # the day's sweep goes on where an event was lost
+            timetable=CronTriggerTimetable("@daily", timezone="UTC"),
+            assets=[Asset(f"x-evergreen://{model.name}/partitions")],
+        ),
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=6),

@@ -198,7 +198,7 @@ class Foreground:
         from evergreen.lifecycle.monitoring import detector_states
         from evergreen.lifecycle.performance import measure_performance
 
-        states = detector_states(self.declaration, self.workspace)
+        states = detector_states(self.declaration, self.workspace, self.labels)
         return measure_performance(self.declaration, self.workspace, self.labels, states)
 
 

@@ -72,7 +72,7 @@ class Rehearsal:
         if labels is None or not labels.windows:
             return None
         drift = detect_drift(declaration, workspace, labels)
-        states = detector_states(declaration, workspace)
+        states = detector_states(declaration, workspace, labels)
         performance = measure_performance(declaration, workspace, labels, states)
         return raise_signals(declaration, workspace, labels, drift, performance)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, String, and_, case, cast, exists, func, select, text
+from sqlalchemy import ColumnElement, String, and_, case, cast, exists, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
@@ -127,6 +127,12 @@ def open_signals(session: Session, model: str) -> Sequence[SignalRow]:
     return session.scalars(rows.order_by(SignalRow.id)).all()
 
 
+def answered(session: Session, signal: SignalRow) -> bool:
+    """Whether some decision has answered a signal, whatever became of its run."""
+    asked = exists().where(ConsumedSignalRow.signal_id == signal.id)
+    return bool(session.scalar(select(asked)))
+
+
 def decision_of(session: Session, model: str, run_id: str) -> DecisionRow | None:
     """The decision made in a DAG run."""
     return session.scalar(
@@ -201,6 +207,25 @@ def measurements(
     if bare:
         rows = rows.options(defer(MeasurementRow.evidence, raiseload=True))
     return session.scalars(rows.order_by(MeasurementRow.end, MeasurementRow.id)).all()
+
+
+def watched_through(session: Session, model: str) -> int:
+    """The sequence up to which monitoring has looked, 0 before it has."""
+    last = select(func.max(MeasurementRow.sequence)).where(MeasurementRow.model == model)
+    return session.scalar(last) or 0
+
+
+def detectors_before(
+    session: Session, model: str, as_of: datetime, sequence: int
+) -> Sequence[MeasurementRow]:
+    """States of concept-drift detectors, in order; not those of the moment itself, nor later."""
+    rows = select(MeasurementRow).where(
+        MeasurementRow.model == model,
+        MeasurementRow.kind == "concept",
+        MeasurementRow.sequence <= sequence,
+        or_(MeasurementRow.sequence < sequence, MeasurementRow.as_of < as_of),
+    )
+    return session.scalars(rows.order_by(MeasurementRow.id)).all()
 
 
 def last_escalation(session: Session, model: str) -> EscalationRow | None:

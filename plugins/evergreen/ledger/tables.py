@@ -10,7 +10,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint, func
+from sqlalchemy import (
+    JSON,
+    Dialect,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy import DateTime as _DateTime
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -205,7 +215,9 @@ class LabelRow(Table):
     but become known later."""
 
     __tablename__ = "labels"
-    __table_args__ = (UniqueConstraint("model", "partition", "version", "as_of", "sequence"),)
+    __table_args__ = (
+        UniqueConstraint("model", "partition", "revision", "version", "as_of", "sequence"),
+    )
 
     partition: Mapped[str]
     revision: Mapped[int]
@@ -227,7 +239,10 @@ class MeasurementRow(Table):
     """
 
     __tablename__ = "measurements"
-    __table_args__ = (UniqueConstraint("model", "kind", "window", "version", "as_of", "sequence"),)
+    __table_args__ = (
+        UniqueConstraint("model", "kind", "window", "version", "as_of", "sequence", "digest"),
+        Index("ix_measurements_latest", "model", "version", "kind", "window"),
+    )
 
     kind: Mapped[str]
     window: Mapped[str]

@@ -20,7 +20,14 @@ from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow
 from evergreen.lifecycle import escalation
 from evergreen.lifecycle.contracts import Decision
 from evergreen.lifecycle.triggers import CAUSES, Answer, Situation, Violated, decide
-from evergreen.lifecycle.windows import WATCHED, Watched, judged_for, obsolete, windows_of
+from evergreen.lifecycle.windows import (
+    WATCHED,
+    Watched,
+    judged_for,
+    obsolete,
+    windows_of,
+    withdrawn,
+)
 from evergreen.workspace import Workspace
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -131,15 +138,20 @@ def _decide_now(
     standing = escalation.standing(session, declaration)
     live = records.champion(session, model)
     windows = windows_of(session, live) if live else []
-    every = {s: obsolete(s, live, windows) for s in records.open_signals(session, model)}
-    signals = [signal for signal, why in every.items() if why is None]
+    every = {
+        signal: obsolete(signal, live, windows) or _lost_wish(session, signal, run_id)
+        for signal in records.open_signals(session, model)
+    }
+    signals = [
+        signal for signal, why in every.items() if why is None and not withdrawn(signal, windows)
+    ]
     situation = Situation(
         as_of=moment,
         causes=frozenset(s.cause for s in signals),
         new_rows=_new_rows(session, model, moment, last, learned),
         violated={cause: _violated(declaration, cause, windows, signals) for cause in WATCHED},
         stopped=standing.stopped.reason if standing.stopped else None,
-        bootstrapped=live is not None,
+        bootstrapped=live is not None and bool(live.origin),  # without one it can't be watched
         trained=sorted(r.as_of for r in learned),
         spent=sorted(r.as_of for r in past if r.cause != "manual"),
         in_flight=[r.run_id for r in records.in_flight(session, model)],
@@ -188,6 +200,13 @@ def _violated(
         windows=tuple(window.key for window in newest),
         violating=(*(w.key for w in newest if w.key in by_window), *others),
     )
+
+
+def _lost_wish(session: Session, signal: SignalRow, run_id: str) -> str | None:
+    """A person's wish whose run was lost: the machine doesn't repeat it, past all bounds."""
+    if signal.cause != "manual" or signal.key == run_id or not records.answered(session, signal):
+        return None
+    return f"manual: {signal.key} ended without a verdict; ask again if it is still wanted"
 
 
 def _closed(signals: Mapping[SignalRow, str | None]) -> list[str]:

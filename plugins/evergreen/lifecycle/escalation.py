@@ -19,7 +19,14 @@ from evergreen.errors import ConflictError
 from evergreen.ledger import records
 from evergreen.ledger.tables import AnswerRow, DecisionRow, EscalationRow, PromotionRow
 from evergreen.lifecycle.contracts import AnswerName, EscalationAnswer, EscalationReport
-from evergreen.lifecycle.windows import WATCHED, Watched, judged_for, obsolete, windows_of
+from evergreen.lifecycle.windows import (
+    WATCHED,
+    Watched,
+    judged_for,
+    obsolete,
+    windows_of,
+    withdrawn,
+)
 from evergreen.workspace import Workspace
 
 #: Endings that say nothing about whether retraining helps.
@@ -171,7 +178,8 @@ def _futile_row(session: Session, declaration: Declaration, since: int) -> list[
 
 
 def _went_away(session: Session, declaration: Declaration, decision: DecisionRow) -> bool:
-    """Whether, after a futile retrain, the cause was gone for as long as its trigger looks back."""
+    """Whether, some time after a futile retrain, the cause was gone for as long as its trigger
+    looks back."""
     live = records.champion(session, declaration.name)
     trigger = getattr(declaration.triggers, decision.cause or "", None)
     if live is None or trigger is None or decision.cause is None:
@@ -181,15 +189,18 @@ def _went_away(session: Session, declaration: Declaration, decision: DecisionRow
         for window in judged_for(windows_of(session, live), decision.cause)
         if window.start >= decision.as_of
     ]
-    newest = later[-trigger.of :]
-    return len(newest) == trigger.of and not any(decision.cause in w.violates for w in newest)
+    clean = [decision.cause not in window.violates for window in later]
+    return any(all(clean[i : i + trigger.of]) for i in range(len(clean) - trigger.of + 1))
 
 
 def _anything_open(session: Session, declaration: Declaration) -> bool:
     live: PromotionRow | None = records.champion(session, declaration.name)
     windows = windows_of(session, live) if live else []
     signals = records.open_signals(session, declaration.name)
-    return any(s.cause in WATCHED and obsolete(s, live, windows) is None for s in signals)
+    return any(
+        s.cause in WATCHED and obsolete(s, live, windows) is None and not withdrawn(s, windows)
+        for s in signals
+    )
 
 
 def _acknowledged(session: Session, escalation: EscalationRow) -> bool:

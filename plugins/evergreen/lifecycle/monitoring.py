@@ -60,7 +60,7 @@ def join_labels(
             (row.window, row.version, row.digest)
             for row in records.measurements(session, name, "drift", bare=True)
         }
-    past = {score.partition: before.get((score.partition, score.version)) for score in scores}
+    past = {score.partition: _of_revision(before, score) for score in scores}
     awaited = [
         rows[key]
         for key, known in past.items()
@@ -96,11 +96,16 @@ def join_labels(
     )
 
 
-def detector_states(declaration: Declaration, workspace: Workspace) -> dict[str, DetectorState]:
-    """The concept-drift detectors of each version, as the last monitoring left them."""
+def detector_states(
+    declaration: Declaration, workspace: Workspace, labels: LabelReport
+) -> dict[str, DetectorState]:
+    """The concept-drift detectors of each version, as the monitoring before this one left them.
+
+    A task that is cleared after its run has ended finds its own state in the ledger: not that.
+    """
     with workspace.ledger.read() as session:
-        rows = records.measurements(session, declaration.name, "concept")
-    latest = {row.version: row for row in sorted(rows, key=lambda row: row.id)}
+        rows = records.detectors_before(session, declaration.name, labels.as_of, labels.sequence)
+    latest = {row.version: row for row in rows}
     return {v: DetectorState.model_validate(row.evidence["state"]) for v, row in latest.items()}
 
 
@@ -114,16 +119,19 @@ def raise_signals(
     """Write down what was measured and raise a signal for each cause a window violates.
 
     One transaction: labels known, measurements, signals, and the stop of automatic retraining
-    when it was futile too often. A repeat writes nothing.
+    when it was futile too often. A repeat writes nothing; nor does a run that was cleared after a
+    later one has measured more.
     """
+    key = ("model", "kind", "window", "version", "as_of", "sequence", "digest")
     with workspace.ledger.write() as session:
         records.lock(session, declaration.name)
-        for part in labels.partitions:
-            _record_labels(session, labels, part)
-        rows = [*_measured(labels, drift, performance)]
-        for row in rows:
-            records.put(session, row, "model", "kind", "window", "version", "as_of", "sequence")
-        signals = list(_raise(session, declaration, labels, rows))
+        rows, signals = [], []
+        if records.watched_through(session, declaration.name) <= labels.sequence:
+            for part in labels.partitions:
+                _record_labels(session, labels, part)
+            found = _measured(labels, drift, performance)
+            rows = [records.put(session, row, *key) for row in found]
+            signals = list(_raise(session, declaration, labels, rows))
         escalation.review(session, declaration, labels.as_of)
         now = escalation.standing(session, declaration)
     return MonitorReport(
@@ -142,11 +150,24 @@ def raise_signals(
 def _latest_scores(
     scores: Sequence[ScoreRow], partitions: Mapping[str, PartitionRow], as_of: datetime
 ) -> list[ScoreRow]:
-    """Each partition's latest score, by event time; of partitions that were over by ``as_of``."""
+    """Each partition's latest score, by event time; of partitions that were over by ``as_of``.
+
+    A label finds its answer by the row's place in the file: a revision that has landed and was
+    not scored yet, or is blocked, is not looked at.
+    """
     latest = {score.partition: score for score in scores}
-    known = [s for s in latest.values() if s.partition in partitions]
+    known = [
+        score
+        for score in latest.values()
+        if score.partition in partitions and partitions[score.partition].revision == score.revision
+    ]
     over = [s for s in known if partitions[s.partition].end <= as_of]
     return sorted(over, key=lambda score: partitions[score.partition].start)
+
+
+def _of_revision(before: Mapping[tuple[str, str], LabelRow], score: ScoreRow) -> LabelRow | None:
+    row = before.get((score.partition, score.version))
+    return row if row is not None and row.revision == score.revision else None
 
 
 def _label_tables(
@@ -263,7 +284,8 @@ def _record_labels(session: Session, report: LabelReport, part: WatchedPartition
         pending=part.pending,
         uri=part.labels,
     )
-    records.put(session, row, "model", "partition", "version", "as_of", "sequence")
+    key = ("model", "partition", "revision", "version", "as_of", "sequence")
+    records.put(session, row, *key)
 
 
 def _measured(

@@ -72,7 +72,7 @@ def measure_performance(
             continue
         concept, state = concepts[window.version], states.get(window.version)
         found = _measure(declaration, workspace, report, window, holdouts[window.version])
-        found = _with_concept(declaration, window, newest, found, state)
+        found = _with_concept(declaration, window, found, state)
         if concept is not None and newest[window.version] == window.key:
             found = found.model_copy(update={"notes": (*found.notes, *concept.notes)})
         measured.append(found)
@@ -100,14 +100,9 @@ def _concept(
 
 
 def _with_concept(
-    declaration: Declaration,
-    window: Window,
-    newest: Mapping[str, str],
-    found: WindowPerformance,
-    state: DetectorState | None,
+    declaration: Declaration, window: Window, found: WindowPerformance, state: DetectorState | None
 ) -> WindowPerformance:
-    """The window violates while the error is up: the newest one, and those since it rose (which
-    a window measured again must not lose)."""
+    """The window violates while the error is up: those since it rose, also measured again."""
     if (
         state is None
         or state.worse_since is None
@@ -115,7 +110,7 @@ def _with_concept(
     ):
         return found
     since = declaration.data.partition.start(state.worse_since)
-    if newest[window.version] != window.key and window.end <= since:
+    if window.end <= since:
         return found
     told = f"concept: the error rose in {state.worse_since} and has not fallen since"
     return found.model_copy(

@@ -153,8 +153,9 @@ def _carry_out(
     _note(workspace, row, "aliased")
     materialized = features.materialize(declaration, workspace, feature_set)
     _note(workspace, row, "materialized")
-    reference_profile(declaration, workspace, Origin.model_validate(row.origin))
-    _note(workspace, row, "profiled")
+    if row.origin:  # promotions of older ledgers have none
+        reference_profile(declaration, workspace, Origin.model_validate(row.origin))
+        _note(workspace, row, "profiled")
     _note(workspace, row, "completed")
     return materialized
 

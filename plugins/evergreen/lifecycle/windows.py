@@ -80,9 +80,13 @@ def obsolete(
         return None
     if version != live.version:
         return f"{signal.cause} in {key} was version {version}'s; version {live.version} is live"
-    window = next((w for w in windows if w.key == key), None)
-    if window is None:
+    if all(window.key != key for window in windows):
         return f"{signal.cause} in {key} was before version {version} came back"
-    if signal.cause not in window.violates:
-        return f"{signal.cause} in {key} was withdrawn when more labels were known"
     return None
+
+
+def withdrawn(signal: SignalRow, windows: Sequence[Watched]) -> bool:
+    """Whether more labels have shown that the window doesn't violate; more still may show that it
+    does, so the signal stays."""
+    window = next((w for w in windows if w.key == signal.evidence.get("window")), None)
+    return window is not None and signal.cause in WATCHED and signal.cause not in window.violates

@@ -19,7 +19,8 @@ class IngestPartitionsOperator(StageOperator):
     """Register what has landed since the last look, in order, exactly once.
 
     Emits its outlets' asset events only when something was registered; otherwise the task is
-    skipped. Refused partitions fail the task after the good ones are registered.
+    skipped. What was refused fails the task unless something else was registered: then the good
+    partitions go on, and the next sweep fails.
     """
 
     stage = "ingest"
@@ -33,9 +34,10 @@ class IngestPartitionsOperator(StageOperator):
     def finish(
         self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
     ) -> None:
-        if result.refused:
-            if result.registered:
-                self.log.warning("registered what could be; the run fails for what could not")
-            raise AirflowFailException("; ".join(refused.reason for refused in result.refused))
+        refused = "; ".join(each.reason for each in result.refused)
+        if refused and not result.registered:
+            raise AirflowFailException(refused)
+        if refused:  # a failed task has no event, and good partitions must not wait for bad ones
+            self.log.error("registered what could be; the next sweep fails for: %s", refused)
         if not result.registered:
             raise AirflowSkipException("nothing new has landed")

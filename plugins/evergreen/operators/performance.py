@@ -33,9 +33,6 @@ class MeasurePerformanceOperator(StageOperator):
         from evergreen.lifecycle.monitoring import detector_states
         from evergreen.lifecycle.performance import measure_performance
 
-        return measure_performance(
-            self.model,
-            workspace,
-            LabelReport.load(workspace.store, self.labels),
-            detector_states(self.model, workspace),
-        )
+        labels = LabelReport.load(workspace.store, self.labels)
+        states = detector_states(self.model, workspace, labels)
+        return measure_performance(self.model, workspace, labels, states)

@@ -274,3 +274,20 @@ def test_a_schedule_is_due_once_per_tick(workspace: Workspace) -> None:
     assert arbitrate(scheduled, workspace, run_id="run 2").action == "suppress"
     land(workspace, "2013-02-28", rows=1)
     assert arbitrate(scheduled, workspace, run_id="run 3").cause == "schedule"
+
+
+def test_a_lost_run_that_a_person_wanted_is_not_repeated_by_the_machine(
+    workspace: Workspace,
+) -> None:
+    """It would crash again at every event, past cooldown, budget and stop."""
+    land(workspace, "2013-01-01", rows=1)
+    wish = {"user": "ann", "reason": "try"}
+    watching = declared(new_data=None, schedule=None)
+    asked = arbitrate(watching, workspace, run_id="by hand", manual=wish)
+    assert asked.cause == "manual"
+    conclude(watching, workspace, "by hand")
+    later = arbitrate(watching, workspace, run_id="an event")
+    assert later.action == "suppress"
+    assert "closed: manual: by hand ended without a verdict" in later.reasons[0]
+    again = arbitrate(watching, workspace, run_id="by hand again", manual=wish)
+    assert again.cause == "manual"

@@ -11,7 +11,9 @@ import pytest
 
 from evergreen.ledger import records
 from evergreen.lifecycle.contracts import LabelReport, MonitorReport
-from evergreen.lifecycle.monitoring import join_labels
+from evergreen.lifecycle.drift import detect_drift
+from evergreen.lifecycle.monitoring import detector_states, join_labels, raise_signals
+from evergreen.lifecycle.performance import measure_performance
 from evergreen.lifecycle.watched import known_labels, read_window
 from evergreen.rehearsal import Rehearsal
 from tests.lifelike import Life
@@ -116,6 +118,38 @@ def test_a_corrected_file_is_measured_again_and_counted_once(life: Life) -> None
         after[0].evidence["realised"][metric]["value"]
         > before[0].evidence["realised"][metric]["value"]
     )
+
+
+def test_a_revision_that_has_no_answers_yet_is_not_looked_at(life: Life) -> None:
+    """Its rows may stand in other places of the file: a label would find another row's answer."""
+    watch(life)
+    life.land(3, slope=-2.0)
+    assert joined(life).windows == ()
+    life.score()
+    assert joined(life).partitions[0].before is None
+
+
+def test_an_older_run_that_is_cleared_writes_nothing(life: Life) -> None:
+    old = joined(life)
+    drift = detect_drift(life.declaration, life.workspace, old)
+    states = detector_states(life.declaration, life.workspace, old)
+    performance = measure_performance(life.declaration, life.workspace, old, states)
+    life.land(4)
+    life.score()
+    watch(life)
+    before = state(life)
+    report = raise_signals(life.declaration, life.workspace, old, drift, performance)
+    assert (report.measured, report.signals) == (0, ())
+    assert state(life) == before
+
+
+def test_a_cleared_measurement_feeds_its_errors_once(life: Life) -> None:
+    report = joined(life)
+    watch(life)
+    assert detector_states(life.declaration, life.workspace, report) == {}
+    life.land(4)
+    life.score()
+    assert detector_states(life.declaration, life.workspace, joined(life))["1"].rows == 200
 
 
 def test_labels_that_never_come_are_no_violation(life: Life) -> None:

@@ -35,10 +35,11 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "model",
             "partition",
+            "revision",
             "version",
             "as_of",
             "sequence",
-            name=op.f("uq_labels_model_partition_version_as_of_sequence"),
+            name=op.f("uq_labels_model_partition_revision_version_as_of_sequence"),
         ),
     )
     with op.batch_alter_table("labels", schema=None) as batch_op:
@@ -73,11 +74,15 @@ def upgrade() -> None:
             "version",
             "as_of",
             "sequence",
-            name=op.f("uq_measurements_model_kind_window_version_as_of_sequence"),
+            "digest",
+            name=op.f("uq_measurements_model_kind_window_version_as_of_sequence_digest"),
         ),
     )
     with op.batch_alter_table("measurements", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_measurements_model"), ["model"], unique=False)
+        batch_op.create_index(
+            "ix_measurements_latest", ["model", "version", "kind", "window"], unique=False
+        )
 
     op.create_table(
         "escalations",
@@ -184,6 +189,7 @@ def downgrade() -> None:
 
     op.drop_table("escalations")
     with op.batch_alter_table("measurements", schema=None) as batch_op:
+        batch_op.drop_index("ix_measurements_latest")
         batch_op.drop_index(batch_op.f("ix_measurements_model"))
 
     op.drop_table("measurements")
