@@ -296,10 +296,10 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def context(state: State, *, number: int = 1, max_tries: int = 2) -> Any:
+def context(state: State, *, number: int = 1, max_tries: int = 2, run_type: str = "manual") -> Any:
     """What Airflow gives to one try of the run `once`."""
     ti = SimpleNamespace(id="ti", try_number=number, max_tries=max_tries, log_url="http://log")
-    run = SimpleNamespace(run_id="once")
+    run = SimpleNamespace(run_id="once", run_type=run_type)
     return {"task_state_store": state, "ti": ti, "task_instance": ti, "dag_run": run}
 
 
@@ -353,6 +353,15 @@ def test_killed_after_the_answer_it_goes_on_with_it(
     assert len(told) == (0 if where.endswith("save") else 1)
     if option == "Decline":
         asked(operator, context(state, number=4, max_tries=5))  # cleared
+
+
+def test_who_has_declined_is_not_asked_by_every_event(stopped: Project) -> None:
+    operator, state = EscalateOperator(task_id="escalate", model=stopped.declaration), State()
+    kept = asked(operator, context(state))
+    operator.execute_complete(context(state), event("Decline"), **kept)
+    with pytest.raises(AirflowSkipException, match="declined already"):
+        operator.execute(context(State(), run_type="asset_triggered"))
+    asked(operator, context(State(), run_type="manual"))
 
 
 @pytest.mark.parametrize("comment", [None, "", " \n ", "x" * 5000])
