@@ -163,7 +163,7 @@ def _compared(evidence: Evidence) -> tuple[VerdictName, str]:
 
 def _differences(evidence: Evidence) -> Iterator[tuple[str, Difference]]:
     assert evidence.champion is not None  # noqa: S101 - _incomparable has said so
-    assert evidence.over_champion is not None  # noqa: S101
+    assert evidence.over_champion is not None  # noqa: S101 - as above
     version = evidence.champion.version
     yield f"champion {version}", evidence.over_champion
     if _judged_by_production(evidence) and evidence.over_production is not None:
