@@ -345,7 +345,7 @@ def monitor(life: Life, as_of: datetime | None = None) -> PerformanceReport:
     """One monitoring, written down, as the DAG does it."""
     labels = join_labels(life.declaration, life.workspace, as_of=as_of)
     assert labels is not None
-    states = detector_states(life.declaration, life.workspace)
+    states = detector_states(life.declaration, life.workspace, labels)
     found = measure_performance(life.declaration, life.workspace, labels, states)
     drift = DriftReport(model=labels.model, as_of=labels.as_of, sequence=labels.sequence)
     raise_signals(life.declaration, life.workspace, labels, drift, found)
