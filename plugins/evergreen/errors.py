@@ -6,8 +6,12 @@
     │   ├── PartitionError    a landed file that can't be registered
     │   ├── DataBlockedError  data that must not train or be scored
     │   ├── TrainingError     an estimator that can't be fitted, logged or trusted
-    │   └── ConflictError     another run changed the champion first
+    │   ├── ConflictError     another run changed the champion first
+    │   ├── RollbackError     there is no version to go back to, or not that one
+    │   ├── ServingError      a replica refused a version
+    │   └── PathError         a name or address that leads out of where it belongs
     ├── CorruptError          stored bytes don't hash to their name
+    ├── ExposureError         a server that would answer strangers
     ├── JoinError             a point-in-time join lost or doubled rows
     └── UnavailableError      broken infrastructure: the only thing worth a retry
 
@@ -46,6 +50,22 @@ class TrainingError(RefusalError):
 
 class ConflictError(RefusalError):
     """The champion changed between judging a candidate and promoting it."""
+
+
+class RollbackError(RefusalError):
+    """There is no version to roll back to, or not the one asked for."""
+
+
+class ServingError(RefusalError):
+    """A serving replica refused a version that was to go live."""
+
+
+class PathError(RefusalError):
+    """A name or an address leads out of the folder or bucket where it belongs."""
+
+
+class ExposureError(EvergreenError):
+    """A server would answer whoever reaches it: nothing was started."""
 
 
 class CorruptError(EvergreenError):

@@ -12,22 +12,30 @@ A write goes aside and is renamed (local) or is one PUT (object stores).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from evergreen.errors import CorruptError, unavailable
+from evergreen.errors import CorruptError, PathError, unavailable
 
 if TYPE_CHECKING:
     import pandas as pd
     from upath import UPath
 
 _CHUNK = 1 << 20
+#: A local disk that is full, over its quota, read-only or broken: no mistake of who writes.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+class _DiskError(Exception):
+    """What `_NO_ROOM` means, told apart from other errors of a file."""
 
 
 def digest_of(value: Any) -> str:
@@ -45,33 +53,77 @@ def digest_of_stream(stream: IO[bytes]) -> tuple[str, int]:
     return sha.hexdigest(), size
 
 
+def check_climb(path: str) -> None:
+    """Refuse a name or URI that could mean another place than it seems to say.
+
+    :raises PathError: for ``..`` among its parts, also percent-encoded or behind a backslash, and
+        for control characters.
+    """
+    parts = unquote(path).replace("\\", "/").split("/")
+    if ".." in parts or not path.isprintable():
+        raise PathError(
+            f"{path!r:.200} climbs with .. or holds a control character; allowed is a path that "
+            "says where it leads. Correct whatever named it."
+        )
+
+
 class Store:
     """A root below which artifacts are kept.
 
     :param root: any URI that fsspec knows, or a local path.
+    :param options: what its file system needs to be opened (keys, an endpoint); never printed.
+        URIs of the same scheme outside the root are opened with them too.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
         self.root = root.rstrip("/")
+        self._options = dict(options or {})
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
 
     def path(self, uri: str) -> UPath:
-        """The path of a URI, or of a name below the root."""
+        """The path of a URI, or of a name below the root.
+
+        :raises PathError: when it climbs with ``..``, or holds a control character.
+        """
         from upath import UPath
 
-        return UPath(uri) if "://" in uri or uri.startswith("/") else UPath(self.root) / uri
+        whole = uri if "://" in uri or uri.startswith("/") else self.uri(uri)
+        check_climb(whole)
+        scheme = self.root.partition("://")[0]
+        options = self._options if whole.startswith(f"{scheme}://") else {}
+        if whole.startswith("s3"):  # s3fs remembers listings as long as the process lives
+            options = {**options, "use_listings_cache": False}
+        path: UPath = UPath(whole, **options)
+        return path
 
     def uri(self, name: str) -> str:
-        """The URI of a name below the root."""
+        """The URI of a name below the root.
+
+        :raises PathError: for a name that would not be below it.
+        """
+        if not name or name.startswith("/") or "://" in name:
+            raise PathError(
+                f"{name!r:.200} is no name below {self.root}; allowed is a relative one, like "
+                "documents/gate/abc.json"
+            )
+        check_climb(name)
         return f"{self.root}/{name}"
 
     @contextmanager
     def reachable(self) -> Iterator[None]:
-        """Name the store's address when it can't be reached."""
-        with unavailable("the store", self.root, *_unreachable(self.root)):
-            yield
+        """Name the store's address when it can't be reached, or has no room.
+
+        :raises UnavailableError: then.
+        """
+        with unavailable("the store", self.root, _DiskError, *_unreachable(self.root)):
+            try:
+                yield
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise _DiskError(str(error)) from error
+                raise
 
     def exists(self, uri: str) -> bool:
         """Whether there is something at ``uri``."""
@@ -90,16 +142,21 @@ class Store:
         """Let ``produce`` write a local file, then make it appear at ``name`` whole.
 
         :returns: the URI.
+        :raises PathError: for a name that would not be below the root.
         """
         with self.reachable():
-            target = self.path(name)
+            target = self.path(self.uri(name))
             if target.protocol in ("", "file", "local"):
                 final = Path(target.path)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 _sweep(final)
                 aside = final.with_name(f".{final.name}.aside-{os.getpid()}")
-                produce(aside)
-                aside.replace(final)
+                try:
+                    produce(aside)
+                    aside.replace(final)
+                except BaseException:
+                    aside.unlink(missing_ok=True)
+                    raise
             else:
                 with tempfile.TemporaryDirectory(prefix="evergreen-") as folder:
                     produce(Path(folder) / "aside")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evergreen.declaration import Declaration
 from evergreen.ledger import Ledger
@@ -28,12 +29,15 @@ class Workspace:
     :ivar ledger: the record.
     :ivar store: the artifacts.
     :ivar tracking_uri: MLflow's tracking server or database, also its registry.
+    :ivar feature_store: a ``feature_store.yaml`` of Feast's that says which registry, offline and
+        online store are used; None for files below the home folder.
     """
 
     home: Path
     ledger: Ledger
     store: Store
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)  # a database's may hold a password
+    feature_store: Path | None = None
 
     @classmethod
     def from_environment(
@@ -42,10 +46,12 @@ class Workspace:
         *,
         ledger_url: str | None = None,
         store_uri: str | None = None,
+        store_options: Mapping[str, Any] | None = None,
         tracking_uri: str | None = None,
     ) -> Workspace:
-        """Read ``EVERGREEN_HOME``, ``EVERGREEN_LEDGER_URL``, ``EVERGREEN_STORE_URI`` and
-        ``MLFLOW_TRACKING_URI``; what isn't set lies below the home folder.
+        """Read ``EVERGREEN_HOME``, ``EVERGREEN_LEDGER_URL``, ``EVERGREEN_STORE_URI``,
+        ``EVERGREEN_FEATURE_STORE`` and ``MLFLOW_TRACKING_URI``; what isn't set lies below the home
+        folder.
 
         The keyword arguments, when given, win over the environment.
         """
@@ -59,10 +65,15 @@ class Workspace:
             ledger=Ledger(
                 ledger_url or env.get("EVERGREEN_LEDGER_URL") or f"sqlite:///{home}/ledger.db"
             ),
-            store=Store(store_uri or env.get("EVERGREEN_STORE_URI") or f"file://{home}/store"),
+            store=Store(
+                store_uri or env.get("EVERGREEN_STORE_URI") or f"file://{home}/store", store_options
+            ),
             tracking_uri=tracking_uri
             or env.get("MLFLOW_TRACKING_URI")
             or f"sqlite:///{home}/mlflow.db",
+            feature_store=Path(features)
+            if (features := env.get("EVERGREEN_FEATURE_STORE"))
+            else None,
         )
 
     def landing_uri(self, uri: str) -> str:

@@ -14,8 +14,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from evergreen.errors import unavailable
+from evergreen.ledger import numbers
+from evergreen.ledger.locking import alone
 
-HEAD = "0002"
+HEAD = "0004"
 _LOCK = 727_418_001  # an advisory lock's key on PostgreSQL: any number nobody else uses
 
 
@@ -27,21 +29,28 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
+        if self.url.drivername == "postgresql":  # which driver that means is SQLAlchemy's to change
+            self.url = self.url.set(drivername="postgresql+psycopg2")
 
     def __repr__(self) -> str:
         return f"Ledger({self.address!r})"
 
     @property
     def address(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL without its password, and without options, which may hold another."""
+        return self.url.set(query={}).render_as_string(hide_password=True)
 
     @cached_property
     def engine(self) -> Engine:
         """The engine, over a schema that is up to date."""
         if self.url.get_backend_name() == "sqlite" and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(self.url, pool_pre_ping=True)
+        engine = create_engine(
+            self.url,
+            pool_pre_ping=True,
+            json_serializer=numbers.dumps,
+            json_deserializer=numbers.loads,
+        )
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -60,6 +69,16 @@ class Ledger:
         """One transaction: all of it is written at the end, or nothing."""
         with self._session(write=True) as session:
             yield session
+
+    @contextmanager
+    def alone(self, name: str, patience: float = 900.0) -> Iterator[None]:
+        """Hold ``name`` for the block: one holder at a time, among all that share this ledger.
+
+        :param patience: seconds to wait for another holder.
+        :raises UnavailableError: when it is held for longer, or the ledger can't be reached.
+        """
+        with alone(self.engine, self.address, name, patience):
+            yield
 
     @contextmanager
     def _session(self, *, write: bool) -> Iterator[Session]:

@@ -7,7 +7,7 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from evergreen.ledger.tables import (
     AnswerRow,
     ConsumedSignalRow,
     DecisionRow,
+    DrillRow,
     EscalationRow,
     LabelRow,
     MeasurementRow,
@@ -26,8 +27,12 @@ from evergreen.ledger.tables import (
     PartitionRow,
     PromotionEventRow,
     PromotionRow,
+    QuarantineRow,
     ScoreRow,
+    SegmentRow,
+    ServedRow,
     SignalRow,
+    SkewRow,
     Table,
     VerdictRow,
 )
@@ -209,6 +214,14 @@ def measurements(
     return session.scalars(rows.order_by(MeasurementRow.end, MeasurementRow.id)).all()
 
 
+def first_measured(session: Session, model: str, window: str) -> datetime | None:
+    """When a window was first measured, by the database's clock."""
+    rows = select(func.min(MeasurementRow.recorded_at))
+    return session.scalar(
+        rows.where(MeasurementRow.model == model, MeasurementRow.window == window)
+    )
+
+
 def watched_through(session: Session, model: str) -> int:
     """The sequence up to which monitoring has looked, 0 before it has."""
     last = select(func.max(MeasurementRow.sequence)).where(MeasurementRow.model == model)
@@ -291,6 +304,71 @@ def events_of(session: Session, promotion_id: int) -> dict[str, dict[str, Any]]:
     """How far a promotion has come: event → detail."""
     rows = select(PromotionEventRow).where(PromotionEventRow.promotion_id == promotion_id)
     return {row.event: row.detail for row in session.scalars(rows.order_by(PromotionEventRow.id))}
+
+
+def former(session: Session, promotion: PromotionRow) -> PromotionRow | None:
+    """The promotion that was live before another one."""
+    rows = select(PromotionRow).where(
+        PromotionRow.model == promotion.model, PromotionRow.position < promotion.position
+    )
+    return session.scalar(rows.order_by(PromotionRow.position.desc()).limit(1))
+
+
+def rollbacks(session: Session, model: str) -> Sequence[PromotionRow]:
+    """Every return to an earlier version, oldest first."""
+    rows = select(PromotionRow).where(PromotionRow.model == model, PromotionRow.kind == "rollback")
+    return session.scalars(rows.order_by(PromotionRow.position)).all()
+
+
+def last_verified(
+    session: Session, model: str, *, besides: Collection[str] = ()
+) -> PromotionRow | None:
+    """The newest promotion that was verified and isn't quarantined, of other versions than
+    ``besides``."""
+    proven = exists().where(
+        PromotionEventRow.promotion_id == PromotionRow.id, PromotionEventRow.event == "verified"
+    )
+    rows = select(PromotionRow).where(
+        PromotionRow.model == model,
+        proven,
+        PromotionRow.version.not_in([*quarantined(session, model), *besides]),
+    )
+    return session.scalar(rows.order_by(PromotionRow.position.desc()).limit(1))
+
+
+def quarantined(session: Session, model: str) -> dict[str, QuarantineRow]:
+    """Versions that no machine puts live again → why."""
+    rows = select(QuarantineRow).where(QuarantineRow.model == model).order_by(QuarantineRow.id)
+    return {row.version: row for row in session.scalars(rows)}
+
+
+def drills(session: Session, model: str) -> Sequence[DrillRow]:
+    """Every drilled rollback, the newest first."""
+    rows = select(DrillRow).where(DrillRow.model == model)
+    return session.scalars(rows.order_by(DrillRow.id.desc())).all()
+
+
+# what replicas answered
+
+
+def compacted(session: Session, model: str) -> set[str]:
+    """The pieces of the prediction log that have been compacted."""
+    return set(session.scalars(select(SegmentRow.segment).where(SegmentRow.model == model)))
+
+
+def served(session: Session, model: str, partition: str | None = None) -> Sequence[ServedRow]:
+    """The files of what replicas answered, in the order they were made."""
+    rows = select(ServedRow).where(ServedRow.model == model)
+    if partition is not None:
+        rows = rows.where(ServedRow.partition == partition)
+    return session.scalars(rows.order_by(ServedRow.id)).all()
+
+
+def skews(session: Session, model: str) -> Sequence[SkewRow]:
+    """Each partition's latest comparison of features as served, by event time."""
+    newest = select(func.max(SkewRow.id)).where(SkewRow.model == model)
+    rows = select(SkewRow).where(SkewRow.id.in_(newest.group_by(SkewRow.partition)))
+    return session.scalars(rows.order_by(SkewRow.start)).all()
 
 
 def scores(session: Session, model: str) -> Sequence[ScoreRow]:

@@ -10,17 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Dialect,
-    ForeignKey,
-    Index,
-    MetaData,
-    String,
-    Text,
-    UniqueConstraint,
-    func,
-)
+from sqlalchemy import JSON, Dialect, ForeignKey, Index, MetaData, Text, UniqueConstraint, func
 from sqlalchemy import DateTime as _DateTime
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -60,7 +50,7 @@ class Table(DeclarativeBase):
         datetime: DateTime,
         dict[str, Any]: JSON,
         list[Any]: JSON,
-        str: String(255),
+        str: Text(),
     }
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -93,7 +83,10 @@ class SignalRow(Table):
     """A cause's wish for a retrain, with its evidence."""
 
     __tablename__ = "signals"
-    __table_args__ = (UniqueConstraint("model", "cause", "key"),)
+    __table_args__ = (
+        UniqueConstraint("model", "cause", "key"),
+        Index("ix_signals_newest", "model", "id"),
+    )
 
     cause: Mapped[str]
     key: Mapped[str]
@@ -105,7 +98,10 @@ class DecisionRow(Table):
     """What the arbiter decided in one DAG run."""
 
     __tablename__ = "decisions"
-    __table_args__ = (UniqueConstraint("model", "run_id"),)
+    __table_args__ = (
+        UniqueConstraint("model", "run_id"),
+        Index("ix_decisions_newest", "model", "id"),
+    )
 
     run_id: Mapped[str]
     action: Mapped[str]
@@ -116,7 +112,7 @@ class DecisionRow(Table):
     sequence: Mapped[int]
     until: Mapped[datetime | None]
     tune: Mapped[bool]
-    override: Mapped[str | None] = mapped_column(Text)
+    override: Mapped[str | None]
     futile: Mapped[int] = mapped_column(default=0)
     priority: Mapped[str | None]
 
@@ -139,7 +135,7 @@ class OutcomeRow(Table):
 
     decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"), index=True)
     outcome: Mapped[str]
-    detail: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str]
 
 
 class VerdictRow(Table):
@@ -151,19 +147,20 @@ class VerdictRow(Table):
     run_id: Mapped[str]
     verdict: Mapped[str]
     promotes: Mapped[bool]
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str]
     as_of: Mapped[datetime]
     champion_version: Mapped[str | None]
     mlflow_run: Mapped[str]
     rules: Mapped[list[Any]]
     evidence: Mapped[dict[str, Any]]
-    override: Mapped[str | None] = mapped_column(Text)
+    override: Mapped[str | None]
 
 
 class PromotionRow(Table):
     """A version that became champion. ``position`` counts per model without gaps, so that of two
     promotions judged against the same champion only one can be written (compare-and-set).
-    ``origin`` refers to what the version was made from and judged by."""
+    ``origin`` refers to what the version was made from and judged by. A rollback is one of ``kind``
+    ``rollback``: an earlier version at a new position, with ``person`` who asked."""
 
     __tablename__ = "promotions"
     __table_args__ = (UniqueConstraint("model", "position"), UniqueConstraint("model", "run_id"))
@@ -173,18 +170,22 @@ class PromotionRow(Table):
     version: Mapped[str]
     replaced: Mapped[str | None]
     kind: Mapped[str]
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str]
     as_of: Mapped[datetime]
     mlflow_run: Mapped[str]
-    model_uri: Mapped[str] = mapped_column(Text)
-    snapshot_uri: Mapped[str] = mapped_column(Text)
+    model_uri: Mapped[str]
+    snapshot_uri: Mapped[str]
     snapshot_digest: Mapped[str]
     trained_through: Mapped[datetime]
     origin: Mapped[dict[str, Any]]
+    person: Mapped[str | None]
 
 
 class PromotionEventRow(Table):
-    """How far a promotion has come: ``aliased``, ``materialized``, ``profiled``, ``completed``."""
+    """How far a promotion has come: ``aliased``, ``materialized``, ``profiled``, ``served``,
+    ``completed``. Then of baking: ``watching`` since when, ``looked:<rows>`` at labels without an
+    answer, ``watched`` and ``proven`` when it was well by requests and by labels, ``verified`` when
+    by both, ``disproved`` when by either it wasn't."""
 
     __tablename__ = "promotion_events"
     __table_args__ = (UniqueConstraint("promotion_id", "event"),)
@@ -192,6 +193,79 @@ class PromotionEventRow(Table):
     promotion_id: Mapped[int] = mapped_column(ForeignKey("promotions.id"), index=True)
     event: Mapped[str]
     detail: Mapped[dict[str, Any]]
+
+
+class QuarantineRow(Table):
+    """A version that no machine puts live again, since the promotion of ``promotion_id`` was
+    rolled back in ``run_id``."""
+
+    __tablename__ = "quarantines"
+    __table_args__ = (UniqueConstraint("model", "version"),)
+
+    version: Mapped[str]
+    promotion_id: Mapped[int] = mapped_column(ForeignKey("promotions.id"), index=True)
+    run_id: Mapped[str]
+    person: Mapped[str | None]
+    reason: Mapped[str]
+
+
+class DrillRow(Table):
+    """A rollback drilled beside production: seconds to restore ``target``, and to come back."""
+
+    __tablename__ = "drills"
+    __table_args__ = (UniqueConstraint("model", "run_id"),)
+
+    run_id: Mapped[str]
+    version: Mapped[str]
+    target: Mapped[str]
+    as_of: Mapped[datetime]
+    passed: Mapped[bool]
+    restore_seconds: Mapped[float | None]
+    return_seconds: Mapped[float | None]
+    evidence: Mapped[dict[str, Any]]
+
+
+class SegmentRow(Table):
+    """A piece of a replica's prediction log that has been compacted: exactly once."""
+
+    __tablename__ = "segments"
+    __table_args__ = (UniqueConstraint("model", "segment"),)
+
+    segment: Mapped[str]
+    digest: Mapped[str]
+    rows: Mapped[int]
+    compaction: Mapped[str]
+
+
+class ServedRow(Table):
+    """A Parquet file of what replicas answered for a partition's time, made by one compaction."""
+
+    __tablename__ = "served"
+    __table_args__ = (UniqueConstraint("model", "partition", "compaction"),)
+
+    partition: Mapped[str]
+    compaction: Mapped[str]
+    rows: Mapped[int]
+    uri: Mapped[str]
+
+
+class SkewRow(Table):
+    """Features as served in a partition's time beside the point-in-time join offline; the latest
+    row of a partition speaks for it. ``digest`` is of which answers and tables were compared."""
+
+    __tablename__ = "skews"
+    __table_args__ = (UniqueConstraint("model", "partition", "digest"),)
+
+    partition: Mapped[str]
+    digest: Mapped[str]
+    start: Mapped[datetime]
+    end: Mapped[datetime]
+    as_of: Mapped[datetime]
+    sequence: Mapped[int]
+    rows: Mapped[int]
+    judged: Mapped[bool]
+    violates: Mapped[list[Any]]
+    evidence: Mapped[dict[str, Any]]
 
 
 class ScoreRow(Table):
@@ -205,7 +279,7 @@ class ScoreRow(Table):
     version: Mapped[str]
     run_id: Mapped[str]
     rows: Mapped[int]
-    uri: Mapped[str] = mapped_column(Text)
+    uri: Mapped[str]
     digest: Mapped[str]
     metrics: Mapped[dict[str, Any]]
 
@@ -227,7 +301,7 @@ class LabelRow(Table):
     rows: Mapped[int]
     matured: Mapped[int]
     pending: Mapped[int]
-    uri: Mapped[str] = mapped_column(Text)
+    uri: Mapped[str]
 
 
 class MeasurementRow(Table):
@@ -242,6 +316,7 @@ class MeasurementRow(Table):
     __table_args__ = (
         UniqueConstraint("model", "kind", "window", "version", "as_of", "sequence", "digest"),
         Index("ix_measurements_latest", "model", "version", "kind", "window"),
+        Index("ix_measurements_newest", "model", "version", "kind", "end", "id"),
     )
 
     kind: Mapped[str]
@@ -258,16 +333,21 @@ class MeasurementRow(Table):
 
 
 class EscalationRow(Table):
-    """Automatic retraining stopped, because the retrain of ``decision_id`` was one futile too many."""
+    """Automatic retraining stopped: the retrain of ``decision_id`` was one ``futile`` too many, or
+    what it promoted was rolled back by machine (``cause`` ``rollback``)."""
 
     __tablename__ = "escalations"
-    __table_args__ = (UniqueConstraint("model", "decision_id"),)
+    __table_args__ = (
+        UniqueConstraint("model", "decision_id", "cause"),
+        Index("ix_escalations_newest", "model", "id"),
+    )
 
+    cause: Mapped[str] = mapped_column(default="futile")
     decision_id: Mapped[int] = mapped_column(ForeignKey("decisions.id"), index=True)
     as_of: Mapped[datetime]
     priority: Mapped[str]
     futile: Mapped[int]
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str]
 
 
 class AnswerRow(Table):
@@ -280,4 +360,19 @@ class AnswerRow(Table):
     run_id: Mapped[str]
     answer: Mapped[str]
     person: Mapped[str | None]
-    comment: Mapped[str] = mapped_column(Text)
+    comment: Mapped[str]
+
+
+class ActRow(Table):
+    """What a person asked for in the UI or on the command line: ``act`` is one of
+    `evergreen.ledger.acts.ACTS`. ``key`` names the form or the command that asked, so that one
+    sent twice is one act; ``detail`` is what came of it, like a run's id or a version."""
+
+    __tablename__ = "acts"
+    __table_args__ = (UniqueConstraint("model", "key"), Index("ix_acts_newest", "model", "id"))
+
+    key: Mapped[str]
+    act: Mapped[str]
+    person: Mapped[str]
+    comment: Mapped[str]
+    detail: Mapped[dict[str, Any]]

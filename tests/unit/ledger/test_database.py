@@ -8,6 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
 
 from evergreen.errors import UnavailableError
 from evergreen.ledger import Ledger, database, records
@@ -57,3 +58,16 @@ def test_an_unreachable_ledger_is_named_without_its_password() -> None:
     with pytest.raises(UnavailableError, match=r"the ledger at .*127\.0\.0\.1:1") as caught:
         _ = ledger.engine
     assert "secret" not in str(caught.value)
+
+
+def test_every_table_takes_a_row_whose_moment_the_database_sets(tmp_path: Path) -> None:
+    """A migration's default that the database doesn't know shows only when a row is written."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    with ledger.engine.connect() as connection:
+        for table in Table.metadata.tables.values():
+            default = next(
+                column["default"]
+                for column in inspect(connection).get_columns(table.name)
+                if column["name"] == "recorded_at"
+            )
+            assert connection.execute(text(f"SELECT {default}")).scalar(), table.name
