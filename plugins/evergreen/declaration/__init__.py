@@ -1,13 +1,7 @@
 """The declaration of a model: frozen objects, and how they are read from ``model.yaml``."""
 
 from evergreen.declaration.metrics import METRICS, Metric, Task
-from evergreen.declaration.reading import (
-    FILE_NAME,
-    declared_models,
-    model_files,
-    read_declaration,
-    usable_models,
-)
+from evergreen.declaration.reading import FILE_NAME, declared_models, model_files, read_declaration
 from evergreen.declaration.schema import Declaration
 from evergreen.declaration.types import Frozen, Period, format_duration, parse_duration
 from evergreen.errors import DeclarationError
@@ -26,5 +20,4 @@ __all__ = [
     "model_files",
     "parse_duration",
     "read_declaration",
-    "usable_models",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from evergreen.declaration.bounds import check_yaml
 from evergreen.declaration.schema import Declaration
 from evergreen.errors import DeclarationError
 
@@ -49,6 +50,7 @@ def read_declaration(path: Path) -> Declaration:
     file = path / FILE_NAME if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
+        check_yaml(text)
         content = yaml.load(text, Loader=_Strict)  # noqa: S506 - a safe loader's subclass
     except FileNotFoundError:
         raise DeclarationError(
@@ -59,6 +61,8 @@ def read_declaration(path: Path) -> Declaration:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise DeclarationError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+    except ValueError as error:
+        raise DeclarationError(f"{file}: too large to be read: {error}") from error
     if not isinstance(content, dict):
         raise DeclarationError(f"{file}: expected keys and values, found {type(content).__name__}")
     try:
@@ -98,21 +102,6 @@ def declared_models(models: Path, dag_id: str | None = None) -> Iterator[Declara
                 yield declaration
     if problems:
         raise DeclarationError("\n".join(problems))
-
-
-def usable_models(models: Path, dag_id: str | None = None) -> Iterator[Declaration]:
-    """Yield as `declared_models`, but leave models out whose file can't be used.
-
-    Airflow drops every DAG of a file that has an import error. So a DAG file yields what it can,
-    and ``dags/declarations.py`` has the error.
-
-    :raises DeclarationError: for the one model whose DAG is being run.
-    """
-    try:
-        yield from declared_models(models, dag_id)
-    except DeclarationError:
-        if dag_id is not None:
-            raise
 
 
 def _explain(file: Path, text: str, error: ValidationError) -> str:

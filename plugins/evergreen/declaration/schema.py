@@ -12,8 +12,12 @@ from typing import Any, Literal, Self
 from croniter import croniter
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from evergreen.declaration.arrival import Arrival
+from evergreen.declaration.compute import AnyPlacement, SageMakerDeployment, SageMakerTraining
 from evergreen.declaration.metrics import METRICS, Metric, Task
-from evergreen.declaration.types import Duration, Finite, Frozen, Name, Period, Share
+from evergreen.declaration.scorecard import DeclaredTest, TestId
+from evergreen.declaration.serving import Bake, Rollback, Serving
+from evergreen.declaration.types import Duration, FileName, Finite, Frozen, Name, Period, Share
 from evergreen.declaration.watching import Escalation, Kpi, Monitoring, Violations
 
 
@@ -94,6 +98,7 @@ class Data(Frozen):
     sources: dict[Name, Source] = Field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     sweep: str = "*/15 * * * *"
+    arrival: Arrival | None = None
 
     _uri = field_validator("uri")(_partitioned)
     _sweep = field_validator("sweep")(_cron)
@@ -123,6 +128,10 @@ class Data(Frozen):
             raise ValueError(f"the column {twice[0]} is named for two things")
         for key in self.exclude:
             self.partition.start(key)
+        if self.arrival and self.arrival.sensor == "s3" and not self.uri.startswith("s3://"):
+            raise ValueError(
+                f"arrival.sensor s3 waits for a key, but data.uri {self.uri} is not on s3://"
+            )
         return self
 
 
@@ -136,7 +145,7 @@ class Features(Frozen):
 class Validation(Frozen):
     """The Great Expectations suite, and how many bad rows may be set aside."""
 
-    suite: str | None = None
+    suite: FileName | None = None
     quarantine_at_most: Share = 0.02
 
 
@@ -261,14 +270,6 @@ class Triggers(Frozen):
     _schedule = field_validator("schedule")(_cron)
 
 
-class Placement(Frozen):
-    """Where a stage's task runs: Airflow's own words."""
-
-    executor: str | None = None
-    queue: str | None = None
-    pool: str | None = None
-
-
 Stage = Literal[
     "ingest",
     "arbitrate",
@@ -283,6 +284,9 @@ Stage = Literal[
     "score",
     "monitor",
     "escalate",
+    "bake",
+    "roll_back",
+    "deploy",
 ]
 
 
@@ -302,7 +306,12 @@ class Declaration(Frozen):
     monitoring: Monitoring = Monitoring()
     triggers: Triggers = Triggers()
     escalation: Escalation = Escalation()
-    compute: dict[Stage, Placement] = Field(default_factory=dict)
+    serving: Serving = Serving()
+    bake: Bake = Bake()
+    rollback: Rollback = Rollback()
+    compute: dict[Stage, AnyPlacement] = Field(default_factory=dict)
+    sagemaker: SageMakerDeployment | None = None
+    ml_test_score: dict[TestId, DeclaredTest] = Field(default_factory=dict)
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -343,6 +352,23 @@ class Declaration(Frozen):
     def baseline(self) -> str:
         """The naive model every candidate must beat."""
         return self.evaluation.baseline or ("prior" if self.task.classifies else "mean")
+
+    @field_validator("compute")
+    @classmethod
+    def _engines(cls, value: dict[Stage, AnyPlacement]) -> dict[Stage, AnyPlacement]:
+        for stage, place in value.items():
+            if isinstance(place, SageMakerTraining) and stage != "train":
+                raise ValueError(f"engine sagemaker is for train, not for {stage}")
+        return value
+
+    @model_validator(mode="after")
+    def _trained_in_one_place(self) -> Self:
+        if self.training.refit and isinstance(self.compute.get("train"), SageMakerTraining):
+            raise ValueError(
+                "training.refit fits again while promoting, on Airflow's worker; it doesn't go "
+                "with compute.train.engine sagemaker"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

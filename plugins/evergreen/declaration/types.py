@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -44,6 +44,19 @@ def format_duration(value: timedelta) -> str:
 Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)
 ]
+
+
+def _file_name(value: str) -> str:
+    """A file directly in the model's folder, by its name alone.
+
+    :raises ValueError: for anything that could be elsewhere.
+    """
+    if not value.isprintable() or value.startswith(".") or set(value) & set("/\\:"):
+        raise ValueError("a file of the model's folder is named by its name alone, like suite.json")
+    return value
+
+
+FileName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_file_name)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

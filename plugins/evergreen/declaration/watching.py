@@ -115,7 +115,7 @@ class Violations(Frozen):
         return self
 
 
-Event = Literal["escalated", "answered", "promoted", "refused", "failed"]
+Event = Literal["escalated", "answered", "promoted", "verified", "rolled_back", "refused", "failed"]
 
 
 class Smtp(Frozen):
@@ -125,7 +125,7 @@ class Smtp(Frozen):
     connection: str = "smtp_default"
     to: tuple[str, ...] = Field(min_length=1)
     sender: str | None = None
-    on: tuple[Event, ...] = ("escalated", "refused", "failed")
+    on: tuple[Event, ...] = ("escalated", "rolled_back", "refused", "failed")
 
 
 class Apprise(Frozen):
@@ -134,7 +134,7 @@ class Apprise(Frozen):
     channel: Literal["apprise"]
     connection: str = "apprise_default"
     tag: str = "all"
-    on: tuple[Event, ...] = ("escalated", "refused", "failed")
+    on: tuple[Event, ...] = ("escalated", "rolled_back", "refused", "failed")
 
 
 Channel = Annotated[Smtp | Apprise, Field(discriminator="channel")]
