@@ -1,14 +1,12 @@
 """Promote: put a judged candidate live, and nothing else.
 
-Five steps, each harmless to repeat: the MLflow model version (found by its run), the ledger's
-promotion (compare-and-set on the champion the candidate was judged against), the alias
-``champion``, the online features, the profile of what it learned from, for monitoring. The ledger's row is the promotion; what follows it is carried
-out by whoever comes next, so a crash between any two steps is healed by running again.
+First the MLflow model version (found by its run), then the ledger's promotion: compare-and-set on
+the champion the candidate was judged against. The ledger's row is the promotion; what follows
+it (`evergreen.lifecycle.golive`) is carried out by whoever comes next, so a crash between any
+two steps is healed by running again.
 """
 
 from __future__ import annotations
-
-from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
 
@@ -16,7 +14,7 @@ from evergreen.declaration import Declaration
 from evergreen.errors import ConflictError
 from evergreen.ledger import records
 from evergreen.ledger.tables import PromotionRow
-from evergreen.lifecycle import features, registry
+from evergreen.lifecycle import registry
 from evergreen.lifecycle.contracts import (
     Decision,
     FeatureSet,
@@ -26,7 +24,7 @@ from evergreen.lifecycle.contracts import (
     TrainedModel,
     Verdict,
 )
-from evergreen.lifecycle.profiles import reference_profile
+from evergreen.lifecycle.golive import carry_out
 from evergreen.workspace import Workspace
 
 
@@ -45,7 +43,9 @@ def promote(
     :param evaluation: what it was judged by; its holdout is what the version is watched against.
     :param trained: what ships: the judged candidate, or the same recipe refitted.
     :raises ConflictError: when another run changed the champion since this one was judged, or
-        the verdict does not promote, or the run is as of an earlier moment than the champion's.
+        the verdict does not promote, or the run is as of an earlier moment than the champion's,
+        or the version is quarantined.
+    :raises ServingError: when a replica refuses the version, which is live in the ledger by then.
     """
     if not verdict.promotes:
         raise ConflictError(
@@ -71,7 +71,7 @@ def promote(
         evaluation=evaluation,
     )
     row = _compare_and_set(declaration, workspace, decision, verdict, trained, snapshot, origin)
-    materialized = _carry_out(declaration, workspace, row, feature_set)
+    carried = carry_out(declaration, workspace, row)
     return Promotion(
         model=declaration.name,
         version=row.version,
@@ -79,7 +79,8 @@ def promote(
         replaced=row.replaced,
         as_of=row.as_of,
         mlflow_run=row.mlflow_run,
-        materialized=materialized,
+        materialized=carried.materialized,
+        server=carried.server,
     )
 
 
@@ -105,6 +106,12 @@ def _compare_and_set(
                     f"{model}: {decision.run_id} is as of {decision.as_of.isoformat()}, but champion "
                     f"{live.version} went live as of {live.as_of.isoformat()}: the past can't be "
                     "promoted over the present. Nothing was changed; run without an earlier As of."
+                )
+            if (held := records.quarantined(session, model).get(origin.version)) is not None:
+                raise ConflictError(
+                    f"{model}: version {origin.version} of {decision.run_id} is quarantined since it "
+                    f"was rolled back ({held.reason}): no machine puts it live again. A person may, "
+                    f"by `{model}.rollback` with force."
                 )
             row = PromotionRow(
                 model=model,
@@ -139,27 +146,3 @@ def _conflict(
         f"{model}: {run_id} was judged against champion {verdict.champion_version or 'none'}, but the "
         f"champion is now {now}. Nothing was changed; start a new run to be judged against it."
     )
-
-
-def _carry_out(
-    declaration: Declaration, workspace: Workspace, row: PromotionRow, feature_set: FeatureSet
-) -> dict[str, tuple[datetime, datetime]]:
-    """Alias, online features and reference profile; only while this promotion is still the newest one."""
-    with workspace.ledger.read() as session:
-        live = records.champion(session, declaration.name)
-    if live is None or live.id != row.id:
-        return {}
-    registry.set_champion(workspace, declaration, row.version)
-    _note(workspace, row, "aliased")
-    materialized = features.materialize(declaration, workspace, feature_set)
-    _note(workspace, row, "materialized")
-    if row.origin:  # promotions of older ledgers have none
-        reference_profile(declaration, workspace, Origin.model_validate(row.origin))
-        _note(workspace, row, "profiled")
-    _note(workspace, row, "completed")
-    return materialized
-
-
-def _note(workspace: Workspace, row: PromotionRow, event: str) -> None:
-    with workspace.ledger.write() as session:
-        records.add_event(session, row, event, {"version": row.version})

@@ -61,7 +61,7 @@ def test_a_race_has_one_winner_and_the_other_is_told(
 
     # killed after the ledger's row: the alias still points at the old version
     monkeypatch.setattr(
-        promotion, "_carry_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        promotion, "carry_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )  # a kill, as near as a thread can be killed
     with pytest.raises(KeyboardInterrupt):
         life.promote(first, one, run)

@@ -43,7 +43,8 @@ class Decision(Result):
         yield f"signals: {', '.join(self.causes) or 'none'}"
         yield from (f"  {reason}" for reason in self.reasons)
         if self.priority:
-            yield f"priority: {self.priority}, {self.futile} futile retrains in a row"
+            futile = f", {self.futile} futile retrains in a row" if self.futile else ""
+            yield f"priority: {self.priority}{futile}"
         until = f" until {self.until.isoformat()}" if self.until else ""
         yield f"decision: {self.action.upper()}{until}" + (
             f", cause {self.cause}" if self.cause else ""

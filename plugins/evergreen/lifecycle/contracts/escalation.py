@@ -1,4 +1,4 @@
-"""What is known when retraining has stopped helping, and what a person said to it."""
+"""What is known when automatic retraining has stopped, and what a person said to it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ AnswerName = Literal["acknowledged", "declined", "unanswered"]
 class EscalationReport(Result):
     """Automatic retraining has stopped and nobody has acknowledged it.
 
-    ``run_id`` is the last futile retrain's; ``answers`` is what was said so far, in order.
+    ``cause`` is ``futile`` after too many retrains that didn't help, ``rollback`` after a machine
+    rolled a version back. ``run_id`` is the last futile retrain's, or the one's that had put that
+    version live; ``answers`` is what was said so far, in order.
     """
 
     kind = "escalation"
     id: int
+    cause: Literal["futile", "rollback"] = "futile"
     run_id: str
     as_of: AwareDatetime
     priority: str
@@ -27,8 +30,15 @@ class EscalationReport(Result):
     reason: str
     answers: tuple[AnswerName, ...] = ()
 
+    @property
+    def why(self) -> str:
+        """What stopped it, in a few words; ``reason`` has the rest."""
+        if self.cause == "rollback":
+            return f"a version was sent back by machine; its retrain was {self.run_id}"
+        return f"{self.futile} futile retrains in a row, the last one {self.run_id}"
+
     def describe(self) -> Iterator[str]:
-        yield f"{self.priority}: {self.futile} futile retrains in a row, the last one {self.run_id}"
+        yield f"{self.priority}: {self.why}"
         yield f"as of {self.as_of.isoformat()}: {self.reason}"
         yield f"answered so far: {', '.join(self.answers) or 'nothing'}"
         yield "next: a person; until one acknowledges, nothing is retrained automatically"
