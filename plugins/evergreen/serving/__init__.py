@@ -1,0 +1,1 @@
+"""Answering requests: one process is one replica, for one or several models."""
