@@ -1,15 +1,14 @@
 """Features: a model's definitions in Feast, joined point in time, registered and put online.
 
-Each use opens a Feast store of its own. A join works in a private folder, since tasks that share
-a registry file race. The durable registry is built aside and renamed: it is whole or as before,
-whoever writes at once. Feast 0.67 reports nothing home, so there is no telemetry to switch off.
+Each use opens a Feast store of its own (`evergreen.lifecycle.featurestore`). A join works in a
+private folder, since tasks that share a registry race; what is registered and online is changed by
+one process at a time, wherever it runs. Feast 0.67 reports nothing home, so there is no telemetry to
+switch off.
 """
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,21 @@ from evergreen.errors import JoinError
 from evergreen.lifecycle.contracts import FeatureSet
 from evergreen.lifecycle.definition_reading import load, lookback
 from evergreen.lifecycle.definitions import TIMESTAMP, Definitions
+from evergreen.lifecycle.featuresources import (
+    EXTERNAL,
+    check_joinable,
+    objects,
+    said,
+    source,
+    table_folder,
+)
+from evergreen.lifecycle.featurestore import (
+    SPARK,
+    Profile,
+    feature_home,
+    joining_home,
+    read_profile,
+)
 from evergreen.lifecycle.modules import code_digest
 from evergreen.lifecycle.sets import footer
 from evergreen.store import Store, digest_of
@@ -42,14 +56,7 @@ __all__ = [
     "table_folder",
 ]
 
-OFFLINE_STORE = "evergreen.lifecycle.pointintime.AsOfOfflineStore"
-_DIGEST = "evergreen.definitions"
 _READ_AT_ONCE = 5000
-
-
-def table_folder(model: str, view: str) -> str:
-    """Where a view's feature tables are, below the store's root."""
-    return f"tables/features/{model}/{view}"
 
 
 def open_store(declaration: Declaration, workspace: Workspace) -> Any:
@@ -57,8 +64,7 @@ def open_store(declaration: Declaration, workspace: Workspace) -> Any:
 
     `apply_definitions` must have run once.
     """
-    folder = _home(declaration, workspace)
-    return _open(declaration.name, folder / "registry.db", folder / "online.db")
+    return feature_home(declaration.name, workspace).open()
 
 
 def join(
@@ -67,31 +73,40 @@ def join(
     rows: pd.DataFrame,
     tables: Mapping[str, Sequence[str]],
     store: Store,
+    *,
+    feature_store: Path | None = None,
 ) -> pd.DataFrame:
     """The features of each row as they were known at its ``event_timestamp``.
 
     :param rows: ``row_id``, ``event_timestamp`` (UTC) and the columns that the views are asked by.
     :param tables: view → URIs of the feature tables that can hold an answer.
+    :param feature_store: the profile whose offline store joins; the embedded one when None.
     :returns: ``row_id`` and the service's features, sorted by ``row_id``; missing where nothing
-        was known, or it had outlived the view's time to live.
+        was known, or it had outlived the view's time to live. The same on every offline store.
+    :raises DeclarationError: when the profile can't be used for these definitions.
     :raises JoinError: when a row was lost or doubled.
     """
+    profile = read_profile(feature_store)
+    check_joinable(profile, definitions, rows)
     with TemporaryDirectory(prefix="evergreen-join-") as name:
         folder = Path(name)
-        for view, uris in tables.items():
-            (folder / view).mkdir()
-            for number, uri in enumerate(uris):
-                (folder / view / f"{number}.parquet").write_bytes(store.read_bytes(uri))
-        feast = _open(model, folder / "registry.db", folder / "online.db")
-        feast.apply(_objects(definitions, {view: f"{folder}/{view}/*.parquet" for view in tables}))
+        sources = {
+            view: source(
+                profile, model, view, _readable(profile, folder / view, uris, store), every=False
+            )
+            for view, uris in tables.items()
+        }
+        feast = joining_home(model, folder, profile).open(writing=True)
+        feast.apply(objects(definitions, sources))
         service = feast.get_feature_service(definitions.service.name)
-        joined = feast.get_historical_features(rows, service).to_df()
+        with profile.reachable():
+            joined = feast.get_historical_features(rows.copy(), service).to_df()
     joined = joined.sort_values("row_id", ignore_index=True)
     if joined["row_id"].tolist() != sorted(rows["row_id"].tolist()):
         raise JoinError(
             f"{model}: joining {len(tables)} views gave {len(joined):,} rows, "
             f"{joined['row_id'].nunique():,} of them distinct, for {len(rows):,} that asked. "
-            "No part was written; report it with the versions of Feast and DuckDB."
+            f"No part was written; report it with the versions of Feast and of {profile.offline}."
         )
     answers: pd.DataFrame = joined[["row_id", *(feature.name for feature in definitions.features)]]
     return answers
@@ -106,26 +121,30 @@ def apply_definitions(
 
     :param columns: as `definitions.load`.
     :returns: whether anything was written.
+    :raises UnavailableError: when a store of the profile can't be reached.
     """
     definitions = load(declaration, columns)
-    store, folder = workspace.store, _home(declaration, workspace)
+    model, home = declaration.name, feature_home(declaration.name, workspace)
     sources = {
-        v: store.uri(f"{table_folder(declaration.name, v)}/*.parquet") for v in definitions.views
-    }
-    objects = _objects(definitions, sources)
-    digest = digest_of([_said(thing) for thing in objects])
-    registry, online = folder / "registry.db", folder / "online.db"
-    if online.exists() and _registered(registry) == digest:
-        return False
-    from feast.project import Project
-
-    project = Project(name=declaration.name, description=declaration.description)
-    project.tags = {_DIGEST: digest}
-    with _alone(folder):
-        Store(str(folder)).write(
-            registry.name,
-            lambda aside: _open(declaration.name, aside, online).apply([project, *objects]),
+        view: source(
+            home.profile,
+            model,
+            view,
+            [workspace.store.uri(f"{table_folder(model, view)}/*.parquet")],
+            every=True,
         )
+        for view in definitions.views
+    }
+    things = objects(definitions, sources)
+    signature = home.signature()
+    digest = digest_of([*map(said, things), *([signature] if signature else [])])
+    if home.registered() == digest:
+        return False
+    if not home.prepared():  # of all models: the tables are one for all
+        with workspace.ledger.alone("feast"):
+            home.prepare()
+    with workspace.ledger.alone(_lock(declaration)):
+        home.register(things, declaration.description, digest)
     return True
 
 
@@ -165,8 +184,8 @@ def materialize_tables(
     """Put each key's newest row of [start, end) online, unless a newer one is there already.
 
     Feast's own ``materialize`` overwrites whatever is online, so that repeating an old window
-    would move rows back; and it includes ``end``. Times are compared in whole seconds, which is
-    what the online store keeps.
+    would move rows back; and it includes ``end``. SQLite keeps times in whole seconds: there an
+    older row of the same second counts as new.
 
     :param tables: view → URIs of its feature tables.
     :returns: view → the bounds read.
@@ -174,8 +193,9 @@ def materialize_tables(
     columns = _columns(workspace.store, tables)
     apply_definitions(declaration, workspace, columns)
     definitions = load(declaration, columns)
-    with _alone(_home(declaration, workspace)):
-        feast = open_store(declaration, workspace)
+    home = feature_home(declaration.name, workspace)
+    with workspace.ledger.alone(_lock(declaration)), home.profile.reachable():
+        feast = home.open(writing=True)
         for view, uris in tables.items():
             keys = [key.name for key in definitions.keys(view)]
             latest = _latest(workspace.store, uris, keys, start, end)
@@ -205,8 +225,8 @@ def _newer(feast: Any, view: str, keys: list[str], latest: pd.DataFrame) -> pd.D
         asked = latest[keys].iloc[start : start + _READ_AT_ONCE].to_dict("records")
         answer = feast.get_online_features([f"{view}:{feature}"], asked).proto
         place = list(answer.metadata.feature_names.val).index(feature)
-        online += [moment.seconds for moment in answer.results[place].event_timestamps]
-    return latest[latest[TIMESTAMP].map(lambda moment: int(moment.timestamp())) >= online]
+        online += [moment.ToMicroseconds() for moment in answer.results[place].event_timestamps]
+    return latest[latest[TIMESTAMP].map(lambda moment: moment.value // 1000) >= online]
 
 
 def _columns(store: Store, tables: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -218,79 +238,16 @@ def _columns(store: Store, tables: Mapping[str, Sequence[str]]) -> dict[str, str
     }
 
 
-def _home(declaration: Declaration, workspace: Workspace) -> Path:
-    folder = workspace.home / "feast" / declaration.name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _readable(profile: Profile, folder: Path, uris: Sequence[str], store: Store) -> Sequence[str]:
+    """Feature tables where the offline store can read them: copies, for those that run here."""
+    if profile.offline in (SPARK, *EXTERNAL):
+        return uris
+    folder.mkdir()
+    for number, uri in enumerate(uris):
+        (folder / f"{number}.parquet").write_bytes(store.read_bytes(uri))
+    return [f"{folder}/*.parquet"]
 
 
-def _open(model: str, registry: Path, online: Path) -> Any:
-    from feast import FeatureStore, RepoConfig
-
-    config = RepoConfig(
-        project=model,
-        provider="local",
-        registry={"registry_type": "file", "path": str(registry)},
-        offline_store={"type": OFFLINE_STORE},
-        online_store={"type": "sqlite", "path": str(online)},
-        entity_key_serialization_version=3,
-    )
-    return FeatureStore(config=config)
-
-
-def _objects(definitions: Definitions, sources: Mapping[str, str]) -> list[Any]:
-    """New Feast objects over the real tables: applying alters objects, and the model's are shared."""
-    from feast import FeatureService, FeatureView, Field, FileSource
-    from feast.types import from_value_type
-
-    entities = {entity.name: entity for entity in definitions.entities.values()}
-    views = []
-    for name, view in definitions.views.items():
-        own = [entities[entity] for entity in view.entities]
-        keys = [Field(name=e.join_key, dtype=from_value_type(e.value_type)) for e in own]
-        source = FileSource(name=f"{name}_tables", path=sources[name], timestamp_field=TIMESTAMP)
-        views.append(
-            FeatureView(
-                name=name,
-                entities=own,
-                ttl=view.ttl,
-                schema=[*keys, *view.features],
-                source=source,
-                description=view.description,
-                tags=dict(view.tags),
-                owner=view.owner,
-            )
-        )
-    service = FeatureService.from_proto(definitions.service.to_proto())
-    return [*entities.values(), *views, service]
-
-
-def _said(thing: Any) -> str:
-    """What an object defines, without the times at which Feast made it."""
-    spec = thing.to_proto().spec
-    for holder in (spec, *getattr(spec, "features", ())):
-        if hasattr(holder, "batch_source"):
-            holder.batch_source.ClearField("meta")
-    return str(spec.SerializeToString(deterministic=True).hex())
-
-
-def _registered(registry: Path) -> str | None:
-    """The digest of the registered definitions; None when there is nothing readable."""
-    from feast.protos.feast.core.Registry_pb2 import Registry
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no types
-
-    try:
-        content = Registry.FromString(registry.read_bytes())
-    except (FileNotFoundError, DecodeError):
-        return None
-    return next(
-        (str(p.spec.tags[_DIGEST]) for p in content.projects if _DIGEST in p.spec.tags), None
-    )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One writer of a folder at a time: reading what is online and writing over it is one step."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock(declaration: Declaration) -> str:
+    """Who registers or materializes holds it: reading what is there and writing over it is one step."""
+    return f"feast/{declaration.name}"

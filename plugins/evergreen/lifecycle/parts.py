@@ -108,7 +108,14 @@ def _rows(
     }
     asking = ["row_id", "event_timestamp", *definitions.asked_by()]
     questions = pd.DataFrame({name: columns[name] for name in asking})
-    joined = join(definitions, declared.name, questions, uris, tables.store)
+    joined = join(
+        definitions,
+        declared.name,
+        questions,
+        uris,
+        tables.store,
+        feature_store=tables.feature_store,
+    )
     answers = joined.set_index("row_id").reindex(raw.index)
     columns |= {f.name: typed(answers[f.name], f.type) for f in definitions.features}
     requests = _requests(tables, partition, raw)

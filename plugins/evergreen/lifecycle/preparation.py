@@ -40,7 +40,12 @@ def prepare(
     every = sorted((*snapshot.context, *snapshot.partitions), key=lambda partition: partition.start)
     usable = [partition for partition in every if partition.key not in validation.blocked]
     tables = FeatureTables(
-        declaration, workspace.store, definitions, usable, validation.quarantined
+        declaration,
+        workspace.store,
+        definitions,
+        usable,
+        validation.quarantined,
+        workspace.feature_store,
     )
     window = {partition.key for partition in snapshot.partitions}
     made = [make_part(tables, partition) for partition in usable if partition.key in window]

@@ -13,6 +13,7 @@ from evergreen.declaration import Declaration
 from evergreen.errors import PartitionError
 from evergreen.ledger import records
 from evergreen.lifecycle.contracts import Partition, PartitionFile
+from evergreen.lifecycle.untrusted import read_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,21 +61,15 @@ def read_file(path: Any, uri: str, columns: list[str] | None = None) -> pd.DataF
     :raises PartitionError: when it isn't readable as what its ending says.
     """
     import pandas as pd
-    import pyarrow as pa
-    from pyarrow import parquet
 
     try:
         with path.open("rb") as stream:
             if uri.endswith(".csv"):
                 return pd.read_csv(stream, usecols=columns)
-            frame: pd.DataFrame = parquet.read_table(stream, columns=columns).to_pandas()
-            return frame
+            return read_parquet(stream, columns)
     except (
-        pa.ArrowException,
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-    ) as error:
+        ValueError
+    ) as error:  # ParserError, EmptyDataError and UnicodeDecodeError are ValueErrors
         kind = "CSV" if uri.endswith(".csv") else "Parquet"
         raise PartitionError(
             f"{uri} is not readable as {kind}: {error}. It may be empty or cut off; land it again whole."

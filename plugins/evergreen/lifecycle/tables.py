@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
@@ -36,6 +36,7 @@ class FeatureTables:
 
     :ivar history: every usable partition, window and context, oldest first.
     :ivar quarantined: partition digest → URI of the row ids set aside.
+    :ivar feature_store: the deployment's ``feature_store.yaml``, whose offline store joins.
     """
 
     declaration: Declaration
@@ -43,6 +44,7 @@ class FeatureTables:
     definitions: Definitions
     history: Sequence[Partition]
     quarantined: Mapping[str, str]
+    feature_store: Path | None = None
     _frames: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
     def covering(self, partition: Partition, span: timedelta) -> list[Partition]:

@@ -211,7 +211,7 @@ def test_the_join_is_point_in_time_and_keeps_every_row(
 
 
 def test_the_join_answers_as_feasts_own_store_does(
-    declaration: Declaration, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    declaration: Declaration, workspace: Workspace, tmp_path: Path
 ) -> None:
     known = [("JFK" if n % 3 else "EWR", n, float(n), f"s{n}") for n in range(0, 24, 2)]
     uri = put(workspace, table(*known))
@@ -220,8 +220,11 @@ def test_the_join_answers_as_feasts_own_store_does(
     rows = pd.DataFrame({"row_id": range(200), "event_timestamp": times, "origin": origins})
     definitions, tables = features.load(declaration, {}), {"weather": [uri]}
     ours = features.join(definitions, "example", rows, tables, workspace.store)
-    monkeypatch.setattr(features, "OFFLINE_STORE", "duckdb")
-    feasts = features.join(definitions, "example", rows, tables, workspace.store)
+    profile = tmp_path / "duckdb.yaml"
+    profile.write_text("offline_store: {type: duckdb}\n")
+    feasts = features.join(
+        definitions, "example", rows, tables, workspace.store, feature_store=profile
+    )
     pd.testing.assert_frame_equal(ours, feasts)
     assert 0 < ours["temp"].isna().sum() < 200
 
