@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.dags
 
 REPOSITORY = DAGS.parent
-FAMILIES = ("escalate", "ingest", "monitor", "retrain", "score")
+FAMILIES = ("drill", "escalate", "ingest", "monitor", "retrain", "rollback", "score")
 MODELS = [model.name for model in declared_models(REPOSITORY / "include" / "models")]
 EVERY = [f"{model}.{family}" for model in MODELS for family in FAMILIES]
 VENDORS = (
@@ -40,17 +40,20 @@ RETRAIN = {
     ("train", "promote"),
     ("evaluate", "gate"), ("evaluate", "promote"), ("check_infrastructure", "gate"),
     ("gate", "promote"), ("promote", "conclude"),
+    ("arbitrate", "roll_back"), ("roll_back", "conclude"),
 }  # fmt: skip
 EDGES: dict[str, set[tuple[str, str]]] = {
+    "drill": set(),
     "escalate": set(),
     "ingest": set(),
     "monitor": {
         ("join_labels", "detect_drift"), ("join_labels", "measure_performance"),
         ("join_labels", "raise_signals"), ("join_labels", "announce"),
         ("detect_drift", "raise_signals"), ("measure_performance", "raise_signals"),
-        ("raise_signals", "announce"),
+        ("raise_signals", "bake"), ("bake", "announce"),
     },
     "retrain": RETRAIN,
+    "rollback": set(),
     "score": {
         ("extract", "validate_data"), ("extract", "build_features"), ("extract", "score"),
         ("extract", "announce"), ("validate_data", "build_features"),
@@ -111,6 +114,24 @@ def test_a_retrain_is_concluded_whatever_happens(bag: DagBag, model: str) -> Non
     assert not conclude.on_failure_fail_dagrun
 
 
+def test_replicas_bring_their_tasks_and_a_dag_of_their_own(tmp_path: Path) -> None:
+    project = Project.create(tmp_path, serving={"replicas": ["http://127.0.0.1:8080"]})
+    found = parse(project.folder / "dags")
+    assert found.import_errors == {}
+    assert edges(found.dags["example.bake"]) == {("bake", "roll_back")}
+    assert edges(found.dags["example.monitor"]) - EDGES["monitor"] == {
+        ("compact_log", "detect_skew"), ("compact_log", "announce"), ("detect_skew", "announce"),
+    }  # fmt: skip
+    assert edges(found.dags["example.score"]) - EDGES["score"] == {
+        ("build_features", "materialize"), ("materialize", "announce"),
+    }  # fmt: skip
+
+
+def test_the_drill_is_off_by_declaration(tmp_path: Path) -> None:
+    project = Project.create(tmp_path, rollback={"drill": None})
+    assert "example.drill" not in parse(project.folder / "dags").dags
+
+
 def test_an_approval_stands_between_gate_and_promotion(tmp_path: Path) -> None:
     project = Project.create(tmp_path, gate={"approval": "always"})
     found = edges(parse(project.folder / "dags").dags["example.retrain"])
@@ -131,7 +152,7 @@ def test_a_hundred_models(tmp_path: Path) -> None:
         model(tmp_path, f"model_{number:03}")
     dags = Path(shutil.copytree(DAGS, tmp_path / "dags"))
     bag = parse(dags)
-    assert (bag.import_errors, len(bag.dags)) == ({}, 500)
+    assert (bag.import_errors, len(bag.dags)) == ({}, 100 * len(FAMILIES))
 
 
 @pytest.mark.parametrize("count", [1, 100])
