@@ -2,7 +2,8 @@
 
 A task that imports MLflow, Great Expectations, Feast and scikit-learn pays up to twenty seconds
 for it, in every task anew. Airflow forks each task from a LocalExecutor worker and each worker
-from the scheduler, so a module that the scheduler has imported costs its tasks nothing.
+from the scheduler, so a module that the scheduler has imported costs its tasks nothing. Celery's
+workers do the same by `evergreen.celery_workers`.
 """
 
 from __future__ import annotations
@@ -83,6 +84,19 @@ PRELOAD = (
     "river.drift.binary",
 )
 
+#: What tasks import beside that where the ledger, the store and MLflow are services.
+PRELOAD_SERVICES = (
+    "boto3.session",
+    "feast.infra.online_stores.redis",
+    "feast.infra.registry.sql",
+    "mlflow.store.artifact.mlflow_artifacts_repo",
+    "mlflow.store.model_registry.rest_store",
+    "mlflow.store.tracking.rest_store",
+    "psycopg2",
+    "s3fs",
+    "upath.implementations.cloud",
+)
+
 #: No vendor phones home, and no plot looks for a display.
 DEFAULTS = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "Agg"}
 
@@ -117,6 +131,20 @@ def preload(modules: Iterable[str]) -> dict[str, str]:
     return skipped
 
 
+def warm_up(modules: Iterable[str]) -> None:
+    """Import `modules` and the lifecycle, in a process that forks the workers afterwards."""
+    began = perf_counter()
+    # OpenMP reads it once, when it is loaded here: threads of the tasks side by side that spin
+    # while they wait take each other's cores, and a fit more than twice the CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    names = [*modules, *lifecycle_modules()]
+    skipped = preload(names)
+    # Freed garbage would leave holes in pages that parent and child share.
+    gc.collect()
+    loaded, seconds = len(names) - len(skipped), perf_counter() - began
+    log.info("Preloaded %d of %d modules in %.1f s", loaded, len(names), seconds)
+
+
 class WarmLocalExecutor(LocalExecutor):
     """Airflow's LocalExecutor, forked from a scheduler that has imported what tasks need.
 
@@ -128,15 +156,5 @@ class WarmLocalExecutor(LocalExecutor):
     def start(self) -> None:
         """Import the lifecycle and its vendors, then fork the workers."""
         if self.is_mp_using_fork:
-            began = perf_counter()
-            # OpenMP reads it once, when it is loaded here: threads of the tasks side by side that
-            # spin while they wait take each other's cores, and a fit more than twice the CPU time.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            modules = [*PRELOAD, *lifecycle_modules()]
-            skipped = preload(modules)
-            # Freed garbage would leave holes in pages that parent and child share. LocalExecutor
-            # itself freezes what remains while it forks.
-            gc.collect()
-            loaded, seconds = len(modules) - len(skipped), perf_counter() - began
-            log.info("Preloaded %d of %d modules in %.1f s", loaded, len(modules), seconds)
+            warm_up(PRELOAD)  # LocalExecutor itself freezes what remains while it forks
         super().start()

@@ -11,7 +11,13 @@ import pytest
 from airflow.executors.local_executor import LocalExecutor
 
 from evergreen import executors
-from evergreen.executors import PRELOAD, WarmLocalExecutor, lifecycle_modules, preload
+from evergreen.executors import (
+    PRELOAD,
+    PRELOAD_SERVICES,
+    WarmLocalExecutor,
+    lifecycle_modules,
+    preload,
+)
 
 
 @pytest.fixture
@@ -84,4 +90,5 @@ def test_every_lifecycle_module_is_found() -> None:
 
 
 def test_the_preload_list_names_each_module_once() -> None:
-    assert len(PRELOAD) == len(set(PRELOAD))
+    both = (*PRELOAD, *PRELOAD_SERVICES)
+    assert len(both) == len(set(both))

@@ -3,24 +3,24 @@
 ========================  ===============================================================
 Connection                what it holds
 ========================  ===============================================================
-``evergreen_ledger``      the ledger's SQLAlchemy URL, as Airflow spells connections
-``evergreen_store``       the store's root URI in ``host``, like ``s3://bucket/evergreen``
-``evergreen_mlflow``      MLflow's tracking address in ``host``, like ``https://mlflow:5000``;
-                          login and password, if any, reach MLflow by its own variables
+``evergreen_ledger``      the ledger's database (`evergreen.hooks.ledger`)
+``evergreen_store``       the store's root, and what opens it (`evergreen.hooks.store`)
+``evergreen_mlflow``      MLflow's address, login and password (`evergreen.hooks.tracking`)
+``evergreen_serving``     the replicas' API key (`evergreen.hooks.serving`)
 ========================  ===============================================================
+
+Each may be of the type of the same name, or of the generic one it resembles.
 """
 
 from __future__ import annotations
 
-import os
+from airflow.sdk import BaseHook
 
-from airflow.sdk import BaseHook, Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
-
-from evergreen.errors import DeclarationError
+from evergreen.hooks.ledger import LedgerHook
+from evergreen.hooks.serving import ServingHook
+from evergreen.hooks.store import StoreHook
+from evergreen.hooks.tracking import MlflowHook
 from evergreen.workspace import Workspace
-
-_SCHEMES = frozenset({"http", "https"})
 
 
 class WorkspaceHook(BaseHook):
@@ -29,6 +29,7 @@ class WorkspaceHook(BaseHook):
     :param ledger_conn_id: Connection of the ledger.
     :param store_conn_id: Connection of the store.
     :param mlflow_conn_id: Connection of MLflow.
+    :param serving_conn_id: Connection of serving.
     """
 
     hook_name = "Evergreen workspace"
@@ -36,54 +37,33 @@ class WorkspaceHook(BaseHook):
     def __init__(
         self,
         *,
-        ledger_conn_id: str = "evergreen_ledger",
-        store_conn_id: str = "evergreen_store",
-        mlflow_conn_id: str = "evergreen_mlflow",
+        ledger_conn_id: str = LedgerHook.default_conn_name,
+        store_conn_id: str = StoreHook.default_conn_name,
+        mlflow_conn_id: str = MlflowHook.default_conn_name,
+        serving_conn_id: str = ServingHook.default_conn_name,
     ) -> None:
         super().__init__()
-        self.ledger_conn_id = ledger_conn_id
-        self.store_conn_id = store_conn_id
-        self.mlflow_conn_id = mlflow_conn_id
+        self.ledger = LedgerHook(conn_id=ledger_conn_id)
+        self.store = StoreHook(conn_id=store_conn_id)
+        self.mlflow = MlflowHook(conn_id=mlflow_conn_id)
+        self.serving = ServingHook(conn_id=serving_conn_id)
 
     def get_conn(self) -> Workspace:
-        """The workspace; nothing is connected to before it is used."""
-        ledger = self._connection(self.ledger_conn_id)
-        store = self._connection(self.store_conn_id)
-        mlflow = self._connection(self.mlflow_conn_id)
+        """The workspace; nothing of it is connected to before it is used.
+
+        The credentials that MLflow and the replicas are asked with go into this process's
+        environment.
+
+        :raises DeclarationError: when a Connection can't be used.
+        """
+        stored, tracked = self.store.found(), self.mlflow.found()
+        if tracked:
+            self.mlflow.sign_in()
+        if self.serving.found():
+            self.serving.sign_in()
         return Workspace.from_environment(
-            ledger_url=_sqlalchemy_url(ledger) if ledger else None,
-            store_uri=store.host if store else None,
-            tracking_uri=_mlflow_address(mlflow) if mlflow else None,
+            ledger_url=self.ledger.url() if self.ledger.found() else None,
+            store_uri=self.store.root() if stored else None,
+            store_options=self.store.options() if stored else None,
+            tracking_uri=self.mlflow.tracking_uri() if tracked else None,
         )
-
-    def _connection(self, conn_id: str) -> Connection | None:
-        try:
-            return self.get_connection(conn_id)
-        except AirflowNotFoundException:
-            return None
-
-
-def _sqlalchemy_url(connection: Connection) -> str:
-    """Airflow says ``postgres`` where SQLAlchemy says ``postgresql``."""
-    return connection.get_uri().replace("postgres://", "postgresql://", 1)
-
-
-def _mlflow_address(connection: Connection) -> str:
-    """The tracking address, without credentials: those go where MLflow's client looks for them.
-
-    :raises DeclarationError: when the Connection doesn't say how MLflow is spoken to.
-    """
-    host = connection.host or ""
-    if "://" not in host:
-        scheme = next((s for s in (connection.schema, connection.conn_type) if s in _SCHEMES), None)
-        if scheme is None or not host:
-            raise DeclarationError(
-                f"the Connection {connection.conn_id}: host is {host!r}, which says not how to speak "
-                "to MLflow. Write it whole, like https://mlflow.example.com:5000."
-            )
-        host = f"{scheme}://{host}"
-        host = f"{host}:{connection.port}" if connection.port else host
-    for name, value in (("USERNAME", connection.login), ("PASSWORD", connection.password)):
-        if value:
-            os.environ[f"MLFLOW_TRACKING_{name}"] = value
-    return host

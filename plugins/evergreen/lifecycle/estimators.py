@@ -9,6 +9,7 @@ Either takes the declared parameters by name, and the declared seed.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -19,6 +20,10 @@ from evergreen.lifecycle.contracts import Feature
 from evergreen.lifecycle.modules import load_module
 
 MAX_CATEGORIES = 64
+#: Where a dotted path may lead: to import a package is to run it, and a declaration is data.
+PACKAGES = ("lightgbm", "sklearn", "xgboost")
+#: Further packages, separated by commas: for whoever runs the deployment, not for a declaration.
+MORE_PACKAGES = "EVERGREEN_ESTIMATOR_PACKAGES"
 #: What skops may build beyond its own defaults. Each was read before it came onto this list:
 #: building it runs no code that the file brings. Never extended by what a file asks for.
 TRUSTED_TYPES = (
@@ -61,9 +66,21 @@ _QUIET = {
 }
 
 
+def allowed_packages() -> tuple[str, ...]:
+    """The packages whose classes a declaration may name, sorted."""
+    more = (name.strip() for name in os.environ.get(MORE_PACKAGES, "").split(","))
+    return tuple(sorted({*PACKAGES, *(name for name in more if name)}))
+
+
 def trusted_types(declaration: Declaration | None) -> list[str]:
-    """The types that skops may build for a model: the reviewed ones and the declared ones."""
-    return sorted({*TRUSTED_TYPES, *(declaration.training.trusted_types if declaration else ())})
+    """The types that skops may build for a model: the reviewed ones and the declared ones.
+
+    :raises DeclarationError: for a declared one of a package that isn't allowed.
+    """
+    declared = declaration.training.trusted_types if declaration else ()
+    for name in declared:
+        _check_package(f"{declaration and declaration.folder / 'model.yaml'}: trusted_types", name)
+    return sorted({*TRUSTED_TYPES, *declared})
 
 
 def build_estimator(
@@ -78,6 +95,7 @@ def build_estimator(
     :raises DeclarationError: naming the file, attribute or parameter, what was found and what is
         allowed.
     """
+    trusted_types(declaration)
     declared = {**declaration.training.parameters, **(parameters or {})}
     make, wrap = _maker(declaration)
     _check_parameters(declaration, make, declared)
@@ -120,6 +138,7 @@ def _maker(declaration: Declaration) -> tuple[Callable[..., Any], bool]:
         name, attribute = path.split(":")
         module, wrap = load_module(declaration, name), False
     else:
+        _check_package(_where(declaration), path)
         name, _, attribute = path.rpartition(".")
         wrap = True
         try:
@@ -135,7 +154,23 @@ def _maker(declaration: Declaration) -> tuple[Callable[..., Any], bool]:
         raise DeclarationError(
             f"{_where(declaration)}: {getattr(module, '__file__', name)} holds no {kind} {attribute}"
         )
+    if wrap:  # what an allowed package has imported from elsewhere is not its own
+        _check_package(_where(declaration), f"{found.__module__}.{attribute}")
     return found, wrap
+
+
+def _check_package(where: str, path: str) -> None:
+    """Refuse a dotted path out of the allowed packages, before anything is imported.
+
+    :raises DeclarationError: naming them, and how a deployment allows more.
+    """
+    package, allowed = path.partition(".")[0], allowed_packages()
+    if package not in allowed:
+        raise DeclarationError(
+            f"{where}: {path} is of the package {package}; allowed are {', '.join(allowed)}. Use "
+            "module:function of the model's folder, or have whoever runs the deployment name the "
+            f"package in {MORE_PACKAGES}."
+        )
 
 
 def _check_parameters(

@@ -24,13 +24,19 @@ def load_module(declaration: Declaration, name: str) -> ModuleType:
     Its full name holds a digest of the folder's Python, so changed code is read anew and two
     models can't meet. It may import its neighbours relatively (``from .windows import mean``).
 
-    :raises DeclarationError: when the file is missing, or fails while it is loaded.
+    :raises DeclarationError: when the file is missing, isn't directly in the folder, or fails while
+        it is loaded.
     """
     return load_from(declaration.folder, declaration.name, name)
 
 
 def load_from(folder: Path, model: str, name: str) -> ModuleType:
     """A module of the folder of ``model``, as `load_module` gives it."""
+    if not name.isidentifier():
+        raise DeclarationError(
+            f"{folder}: {name!r:.120} is no module's name; allowed are the names of the folder's own "
+            "Python files, without dots and slashes"
+        )
     file = folder / f"{name}.py"
     if not file.is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "no Python file"

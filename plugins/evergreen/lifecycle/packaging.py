@@ -1,43 +1,81 @@
 """What a logged model carries so that a server can run it, and nothing that it can't trust.
 
-Its signature, the exact versions it needs, the types that skops may build for it, and a digest
-of the environment it was made in.
+Its signature, the exact versions it needs, the types that skops may build for it, rows to warm
+up on, and a digest of the environment it was made in.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
 from evergreen.errors import TrainingError
 from evergreen.lifecycle.contracts import Feature
 from evergreen.lifecycle.estimators import libraries, trusted_types
-from evergreen.lifecycle.fitted import METADATA, FittedModel
+from evergreen.lifecycle.fitted import METADATA, FittedModel, input_frame
 from evergreen.store import digest_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = 5
 _SERVING = ("mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops")
 
 
-def package(declaration: Declaration, model: FittedModel) -> dict[str, Any]:
+def package(
+    declaration: Declaration, model: FittedModel, rows: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """The arguments of `mlflow.sklearn.save_model` for a model.
 
+    :param rows: with its features, as it was fitted on; some are kept, see `examples`.
     :raises TrainingError: when it holds a type that isn't trusted or that a server can't import.
     """
     types = needed_types(declaration, model.estimator)
+    known = {
+        "task": str(model.task),
+        "classes": list(model.classes),
+        "examples": [] if rows is None else examples(rows, model.features),
+    }
     return {
-        "metadata": {METADATA: {"task": str(model.task), "classes": list(model.classes)}},
+        "metadata": {METADATA: known},
         "signature": signature(model.features, classifies=model.task.classifies),
         "pip_requirements": requirements(model.estimator),
         "pyfunc_predict_fn": "predict_proba" if model.task.classifies else "predict",
         "serialization_format": "skops",
         "skops_trusted_types": types,
     }
+
+
+def examples(
+    rows: pd.DataFrame, features: tuple[Feature, ...]
+) -> list[dict[str, float | str | None]]:
+    """Up to `EXAMPLES` rows, spread evenly over ``rows``, for a server to warm up on.
+
+    :returns: feature → number or text, None where it is missing or infinite: plain JSON. The same
+        for the same rows.
+    """
+    import numpy as np
+
+    places = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).astype(int)
+    chosen = input_frame(rows.iloc[places], features)
+    return [
+        {f.name: _plain(value) for f, value in zip(features, row, strict=True)}
+        for row in chosen.itertuples(index=False, name=None)
+    ]
+
+
+def _plain(value: Any) -> float | str | None:
+    """A value of `input_frame` as JSON knows it."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) and math.isfinite(value) else None
 
 
 def needed_types(declaration: Declaration, estimator: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """Connections become a workspace; what has none comes from the environment."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from evergreen.errors import DeclarationError
 from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.lifecycle import asking
 
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
@@ -14,7 +16,7 @@ CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
-    for name in CREDENTIALS:
+    for name in (*CREDENTIALS, asking.KEY):
         monkeypatch.setenv(name, "")
 
 
@@ -31,7 +33,7 @@ def test_connections_win(monkeypatch: pytest.MonkeyPatch) -> None:
         "AIRFLOW_CONN_EVERGREEN_STORE", '{"conn_type": "generic", "host": "s3://bucket/e"}'
     )
     workspace = WorkspaceHook().get_conn()
-    assert workspace.ledger.address == "postgresql://me:***@db:5432/evergreen"
+    assert workspace.ledger.address == "postgresql+psycopg2://me:***@db:5432/evergreen"
     assert workspace.store.root == "s3://bucket/e"
 
 
@@ -56,3 +58,25 @@ def test_an_address_that_says_not_how_is_refused(monkeypatch: pytest.MonkeyPatch
     )
     with pytest.raises(DeclarationError, match="Write it whole, like https://"):
         WorkspaceHook().get_conn()
+
+
+def test_the_types_of_their_own_win_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "LEDGER": {"conn_type": "evergreen_ledger", "host": "db", "schema": "e", "login": "me"},
+        "STORE": {"conn_type": "evergreen_store", "host": f"file://{tmp_path}/artifacts"},
+        "MLFLOW": {"conn_type": "evergreen_mlflow", "host": "http://mlflow:5000/"},
+        "SERVING": {"conn_type": "evergreen_serving", "password": "a key"},
+    }
+    for name, connection in given.items():
+        monkeypatch.setenv(f"AIRFLOW_CONN_EVERGREEN_{name}", json.dumps(connection))
+    workspace = WorkspaceHook().get_conn()
+    assert workspace.ledger.address == "postgresql+psycopg2://me@db/e"
+    assert workspace.store.root == f"file://{tmp_path}/artifacts"
+    assert workspace.tracking_uri == "http://mlflow:5000"
+    assert os.environ[asking.KEY] == "a key"
+
+
+def test_other_connections_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", '{"conn_type": "sqlite", "schema": "/tmp/l.db"}')
+    workspace = WorkspaceHook(ledger_conn_id="another").get_conn()
+    assert workspace.ledger.url.database == "/tmp/l.db"
