@@ -15,8 +15,14 @@ from croniter import croniter
 from sqlalchemy.orm import Session
 
 from evergreen.declaration import Declaration
-from evergreen.ledger import records
-from evergreen.ledger.tables import ConsumedSignalRow, DecisionRow, PartitionRow, SignalRow
+from evergreen.ledger import acts, records
+from evergreen.ledger.tables import (
+    ConsumedSignalRow,
+    DecisionRow,
+    PartitionRow,
+    PromotionRow,
+    SignalRow,
+)
 from evergreen.lifecycle import escalation
 from evergreen.lifecycle.contracts import Decision
 from evergreen.lifecycle.triggers import CAUSES, Answer, Situation, Violated, decide
@@ -106,6 +112,9 @@ def _ending(
     promotion = records.promotion_of(session, model, run_id)
     verdict = records.verdict_of(session, model, run_id)
     if promotion is not None:
+        held = records.quarantined(session, model).get(promotion.version)
+        if held is not None:
+            return "rolled_back", f"version {promotion.version}: {held.reason}"
         return "promoted", f"version {promotion.version}"
     if refused is not None:
         return "refused", refused
@@ -135,11 +144,15 @@ def _decide_now(
         records.raise_signal(session, model, "manual", run_id, moment, manual)
     _raise_schedule(session, declaration, moment, kept)
     escalation.review(session, declaration, moment)
-    standing = escalation.standing(session, declaration)
     live = records.champion(session, model)
+    disproved = _disproved(session, live)
+    restores = records.last_verified(session, model, besides=[live.version]) if live else None
+    standing = escalation.standing(session, declaration)
     windows = windows_of(session, live) if live else []
     every = {
-        signal: obsolete(signal, live, windows) or _lost_wish(session, signal, run_id)
+        signal: obsolete(signal, live, windows)
+        or _lost_wish(session, signal, run_id)
+        or _mended(session, signal)
         for signal in records.open_signals(session, model)
     }
     signals = [
@@ -147,10 +160,13 @@ def _decide_now(
     ]
     situation = Situation(
         as_of=moment,
-        causes=frozenset(s.cause for s in signals),
+        causes=frozenset(s.cause for s in signals if s.cause in CAUSES),
         new_rows=_new_rows(session, model, moment, last, learned),
         violated={cause: _violated(declaration, cause, windows, signals) for cause in WATCHED},
         stopped=standing.stopped.reason if standing.stopped else None,
+        paused=_paused(session, model),
+        disproved=disproved,
+        restores=restores.version if restores else None,
         bootstrapped=live is not None and bool(live.origin),  # without one it can't be watched
         trained=sorted(r.as_of for r in learned),
         spent=sorted(r.as_of for r in past if r.cause != "manual"),
@@ -167,7 +183,7 @@ def _decide_now(
         action=answer.action,
         cause=answer.cause,
         causes=[c for c in CAUSES if c in situation.causes],
-        reasons=[*_wishes(signals), *_closed(every), *answer.reasons],
+        reasons=[*_wishes(signals), *_closed(every), *_skewed(signals), *answer.reasons],
         as_of=moment,
         sequence=last,
         until=answer.until,
@@ -207,6 +223,39 @@ def _lost_wish(session: Session, signal: SignalRow, run_id: str) -> str | None:
     if signal.cause != "manual" or signal.key == run_id or not records.answered(session, signal):
         return None
     return f"manual: {signal.key} ended without a verdict; ask again if it is still wanted"
+
+
+def _paused(session: Session, model: str) -> str | None:
+    """Who holds automatic retraining back, and why. Signals stay open: a pause answers none."""
+    held = acts.pause_of(session, model)
+    return f"paused by {held.person}: {held.comment}" if held else None
+
+
+def _disproved(session: Session, live: PromotionRow | None) -> str | None:
+    """Why baking gave the live version up, when it did."""
+    found = records.events_of(session, live.id).get("disproved") if live else None
+    return f"version {live.version} was disproved: {found['reason']}" if live and found else None
+
+
+def _skewed(signals: Sequence[SignalRow]) -> list[str]:
+    """Skew between training and serving: said, since no retrain can mend it."""
+    return [
+        f"skew: {'; '.join(signal.evidence['reasons'])}: retraining can't mend it, and the gate "
+        "promotes nothing until it is gone; look at the task materialize of the score DAG, or at "
+        "how the feature is made online"
+        for signal in signals
+        if signal.cause == "skew"
+    ][-1:]
+
+
+def _mended(session: Session, signal: SignalRow) -> str | None:
+    """Skew that a newer comparison doesn't show any more."""
+    if signal.cause != "skew":
+        return None
+    judged = [row for row in records.skews(session, signal.model) if row.judged]
+    if not judged or judged[-1].violates:
+        return None
+    return f"skew in {signal.evidence['partition']}: features as served in {judged[-1].partition} agree"
 
 
 def _closed(signals: Mapping[SignalRow, str | None]) -> list[str]:

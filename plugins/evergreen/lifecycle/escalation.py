@@ -1,10 +1,11 @@
 """Escalate: know when retraining doesn't help, stop it, and keep what a person says to that.
 
 A retrain for performance or drift claims to mend something. It was futile when its candidate
-didn't go live, or when the new version's first window shows the same cause again. Futile
-retrains in a row raise the priority; at the declared number automatic retraining stops, and only
-a person's acknowledgement in the ledger lets it go on. A useful retrain, or windows that are
-clean again for as long as the trigger looks back, end the row.
+didn't go live, was rolled back, or when the new version's first window shows the same cause
+again. Futile retrains in a row raise the priority; at the declared number automatic retraining
+stops, as it does when a machine rolls a version back, and only a person's acknowledgement in the
+ledger lets it go on. A useful retrain, or windows that are clean again for as long as the trigger
+looks back, end the row.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from evergreen.workspace import Workspace
 
 #: Endings that say nothing about whether retraining helps.
 NO_CLAIM = (*records.LOST, "refused", "declined")
+#: Why automatic retraining stops: futile retrains in a row, or a rollback by machine.
+FUTILE, ROLLBACK = "futile", "rollback"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def standing(session: Session, declaration: Declaration) -> Standing:
     escalation = records.last_escalation(session, declaration.name)
     if escalation is not None and not _acknowledged(session, escalation):
         return Standing(escalation.futile, levels[-1], stopped=escalation)
-    since = escalation.decision_id if escalation else 0
+    since = _spoken_for(session, escalation) if escalation else 0
     row = _futile_row(session, declaration, since)
     if row:
         return Standing(len(row), levels[min(len(row), len(levels) - 1)], last=row[0])
@@ -72,13 +75,14 @@ def review(session: Session, declaration: Declaration, as_of: datetime) -> Escal
         return None
     row = EscalationRow(
         model=declaration.name,
+        cause=FUTILE,
         decision_id=now.last.id,
         as_of=as_of,
         priority=declaration.escalation.levels[-1],
         futile=now.futile,
         reason=_why(session, now),
     )
-    return records.put(session, row, "model", "decision_id")
+    return records.put(session, row, "model", "decision_id", "cause")
 
 
 def open_escalation(declaration: Declaration, workspace: Workspace) -> EscalationReport | None:
@@ -93,6 +97,7 @@ def open_escalation(declaration: Declaration, workspace: Workspace) -> Escalatio
         {
             "model": declaration.name,
             "id": stopped.id,
+            "cause": stopped.cause,
             "run_id": decision.run_id,
             "as_of": stopped.as_of,
             "priority": stopped.priority,
@@ -154,7 +159,7 @@ def was_futile(session: Session, declaration: Declaration, decision: DecisionRow
     if outcome is None or outcome.outcome in NO_CLAIM:
         return None
     promotion = records.promotion_of(session, declaration.name, decision.run_id)
-    if promotion is None:
+    if promotion is None or _rolled_back(session, promotion):
         return True if decision.cause in WATCHED else None
     windows = windows_of(session, promotion)
     if decision.cause in WATCHED:
@@ -203,6 +208,23 @@ def _anything_open(session: Session, declaration: Declaration) -> bool:
     )
 
 
+def _rolled_back(session: Session, promotion: PromotionRow) -> bool:
+    """Whether just this promotion was undone: whatever its windows show, it mended nothing."""
+    left = records.quarantined(session, promotion.model).get(promotion.version)
+    return left is not None and left.promotion_id == promotion.id
+
+
+def _spoken_for(session: Session, escalation: EscalationRow) -> int:
+    """The last decision that an acknowledgement is about; futile ones are counted after it.
+
+    A rollback is escalated with the decision that put its version live, which may be long ago.
+    """
+    if escalation.cause != ROLLBACK:
+        return escalation.decision_id
+    past = records.retrains(session, escalation.model)
+    return max([escalation.decision_id, *(r.id for r in past if r.as_of <= escalation.as_of)])
+
+
 def _acknowledged(session: Session, escalation: EscalationRow) -> bool:
     return any(row.answer == "acknowledged" for row in records.answers_to(session, escalation.id))
 
@@ -211,11 +233,12 @@ def _why(session: Session, now: Standing) -> str:
     assert now.last is not None  # noqa: S101 - review has asked
     promotion = records.promotion_of(session, now.last.model, now.last.run_id)
     outcome = records.outcome_of(session, now.last.id)
-    ended = (
-        f"version {promotion.version} went live and shows {now.last.cause} again"
-        if promotion
-        else f"its candidate was not promoted ({outcome.outcome if outcome else 'no outcome'})"
-    )
+    if promotion is None:
+        ended = f"its candidate was not promoted ({outcome.outcome if outcome else 'no outcome'})"
+    elif _rolled_back(session, promotion):
+        ended = f"version {promotion.version} went live and was rolled back"
+    else:
+        ended = f"version {promotion.version} went live and shows {now.last.cause} again"
     return (
         f"{now.futile} retrains in a row for {now.last.cause} did not help; of the last one, "
         f"{now.last.run_id}, {ended}. Look at the data and the labels: retraining can't mend this."

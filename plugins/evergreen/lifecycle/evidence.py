@@ -13,6 +13,7 @@ from evergreen.lifecycle.contracts import (
     Champion,
     Evaluation,
     InfrastructureReport,
+    SkewReport,
     TrainedModel,
     ValidationReport,
 )
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the gate may look at. A missing piece is a refusal, not a default."""
+    """All that the gate may look at. A missing piece is a refusal, not a default.
+
+    :ivar skew: the newest judged comparison of features as served, alone in its report; a report
+        without a partition when none was judged, None when nothing was ever served.
+    """
 
     declaration: Declaration
     trained: TrainedModel
@@ -35,6 +40,7 @@ class Evidence:
     infrastructure: InfrastructureReport | None
     champion: Champion | None
     rows: pd.DataFrame | None = field(default=None, repr=False)
+    skew: SkewReport | None = None
 
     def predictions(self, who: str) -> Array | None:
         """What ``who`` answered on the holdout, or None when it didn't answer every row."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration, Task
 from evergreen.errors import TrainingError
 from evergreen.lifecycle.contracts import Feature
-from evergreen.lifecycle.registry import logged_metadata, model_folder, read_estimator
+from evergreen.lifecycle.modelfiles import check_files
+from evergreen.lifecycle.registry import checked_folder, logged_metadata, read_estimator
 from evergreen.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -129,14 +131,23 @@ def targets(task: Task, labels: pd.Series, classes: Sequence[Any]) -> Array:
 def load_fitted(workspace: Workspace, declaration: Declaration, uri: str) -> FittedModel:
     """Load a model that this deployment logged, with what was logged about its answers.
 
-    :raises TrainingError: as `evergreen.lifecycle.tracking.load_model`.
+    :raises CorruptError: when its files are others than were logged.
+    :raises TrainingError: as `evergreen.lifecycle.registry.load_model`.
     """
-    with model_folder(workspace, uri) as folder:
-        model = logged_metadata(folder)
-        estimator = read_estimator(folder, declaration)
+    with checked_folder(workspace, uri) as folder:
+        return read_fitted(folder, declaration)
+
+
+def read_fitted(folder: Path, declaration: Declaration) -> FittedModel:
+    """The fitted model in a folder of its files.
+
+    :raises TrainingError: as `evergreen.lifecycle.registry.read_estimator`.
+    """
+    check_files(folder)
+    model = logged_metadata(folder)
     known = (model.metadata or {}).get(METADATA, {})
     return FittedModel(
-        estimator=estimator,
+        estimator=read_estimator(folder, declaration),
         task=Task(known.get("task", declaration.task)),
         features=features_of(model.signature),
         classes=tuple(known.get("classes", ())),

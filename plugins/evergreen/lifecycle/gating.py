@@ -21,6 +21,7 @@ from evergreen.lifecycle.contracts import (
     Evaluation,
     InfrastructureReport,
     Rule,
+    SkewReport,
     TrainedModel,
     ValidationReport,
     Verdict,
@@ -35,6 +36,7 @@ from evergreen.lifecycle.rules import (
     production,
     production_problem,
     quality,
+    skew,
     too_few_in_production,
 )
 from evergreen.workspace import Workspace
@@ -49,7 +51,7 @@ def judge(evidence: Evidence, *, override: str | None = None) -> Verdict:
     """
     rules = [*completeness(evidence)]
     if all(rule.passed for rule in rules):
-        rules += [*quality(evidence), *infrastructure(evidence)]
+        rules += [*quality(evidence), *infrastructure(evidence), *skew(evidence)]
     comparison = [*_comparison(evidence)]
     name, reason = _verdict(evidence, rules, override)
     promotes = name in {"promote", "bootstrap"} or (
@@ -94,8 +96,11 @@ def gate(
     there = evaluation is not None and workspace.store.exists(evaluation.predictions)
     rows = workspace.store.get_table(evaluation.predictions) if evaluation and there else None
     champion = Champion.from_row(live) if live else None
+    served = served_skew(declaration, workspace)
     verdict = judge(
-        Evidence(declaration, trained, validation, evaluation, infrastructure, champion, rows),
+        Evidence(
+            declaration, trained, validation, evaluation, infrastructure, champion, rows, served
+        ),
         override=decision.override,
     )
     document = verdict.to_dict()
@@ -120,6 +125,20 @@ def gate(
         {"evergreen.verdict": verdict.verdict, "evergreen.reason": verdict.reason[:5000]},
     )
     return verdict
+
+
+def served_skew(declaration: Declaration, workspace: Workspace) -> SkewReport | None:
+    """Features as served beside offline, in the newest partition where enough was compared.
+
+    :returns: without a partition when none was judged; None when nothing was ever served.
+    """
+    with workspace.ledger.read() as session:
+        rows = records.skews(session, declaration.name)
+    if not rows:
+        return None
+    judged = [row for row in rows if row.judged]
+    report = SkewReport.model_validate((judged or rows)[-1].evidence)
+    return report if judged else report.model_copy(update={"partitions": ()})
 
 
 def _verdict(
@@ -163,7 +182,7 @@ def _compared(evidence: Evidence) -> tuple[VerdictName, str]:
 
 def _differences(evidence: Evidence) -> Iterator[tuple[str, Difference]]:
     assert evidence.champion is not None  # noqa: S101 - _incomparable has said so
-    assert evidence.over_champion is not None  # noqa: S101 - as above
+    assert evidence.over_champion is not None  # noqa: S101 - _incomparable has said so
     version = evidence.champion.version
     yield f"champion {version}", evidence.over_champion
     if _judged_by_production(evidence) and evidence.over_production is not None:

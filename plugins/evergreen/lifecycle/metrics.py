@@ -202,7 +202,7 @@ def own_function(metric: Metric) -> Callable[[Array, Array], Any]:
     :raises DeclarationError: when it is not there, or doesn't take two arguments.
     """
     assert metric.function is not None  # noqa: S101 - asked of a KPI only, which has both
-    assert metric.folder is not None  # noqa: S101 - as above
+    assert metric.folder is not None  # noqa: S101 - a KPI knows its folder
     function = load_function(metric.folder, metric.function)
     try:
         inspect.signature(function).bind("labels", "predictions")

@@ -189,6 +189,37 @@ def infrastructure(evidence: Evidence) -> Iterator[Rule]:
     )
 
 
+def skew(evidence: Evidence) -> Iterator[Rule]:
+    """Whether features as served are those of a training set, for models that are served.
+
+    A candidate learned from what the join offline gives: where requests hold something else, its
+    holdout says little about how it will answer them.
+    """
+    found, declared = evidence.skew, evidence.declaration.serving
+    if found is None and not declared.replicas:
+        return
+    judged = found.partitions[-1] if found and found.partitions else None
+    learned = {feature.name for feature in evidence.trained.features}
+    violating = (
+        [f for f in judged.features if f.violates and f.feature in learned] if judged else []
+    )
+    if judged is None:
+        observed = "nothing served was compared yet"
+    else:
+        ordered = sorted(violating or judged.features, key=lambda f: (-f.share, f.feature))
+        shares = ", ".join(f"{f.feature} {f.share:.2%}" for f in ordered[:3])
+        more = f" and {len(ordered) - 3} more" if violating and len(ordered) > 3 else ""
+        said = f"differs in {judged.partition}: {shares}{more}"
+        observed = said if violating else f"none {said}" if ordered else "no feature was looked up"
+    bound = found.bound if found else declared.skew.mismatch_at_most
+    yield Rule(
+        name="training-serving skew",
+        observed=observed,
+        bound=f"at most {bound:.2%} of a feature's values",
+        passed=not violating,
+    )
+
+
 def production(evidence: Evidence) -> Iterator[Rule]:
     """Whether the candidate beats what the champion answered in production, where enough is there."""
     evaluation, champion = evidence.evaluation, evidence.champion

@@ -127,7 +127,7 @@ def train(
     estimator = declaration.training.estimator
     tracking.log_params(workspace, run_id, {"estimator": estimator, **parameters})
     model = _fit(attempt, lesson, parameters, "fit_seconds")
-    uri, predictions = _log(attempt, model, "model")
+    uri, predictions = _log(attempt, model, "model", lesson.rows)
     result = TrainedModel(
         model=declaration.name,
         mlflow_run=run_id,
@@ -183,7 +183,7 @@ def refit(
     judged = [read_rows(workspace.store, feature_set, w) for w in ("training", "holdout")]
     lesson = _lesson(declaration, feature_set, pd.concat(judged, ignore_index=True))
     model = _fit(attempt, lesson, trained.parameters, "refit_seconds")
-    uri, predictions = _log(attempt, model, "model-refit")
+    uri, predictions = _log(attempt, model, "model-refit", lesson.rows)
     tracking.set_tags(workspace, trained.mlflow_run, {"evergreen.refit": "true"})
     changed = {
         "model_uri": uri,
@@ -256,9 +256,10 @@ def _fit(
     return model
 
 
-def _log(attempt: _Attempt, model: FittedModel, name: str) -> tuple[str, str]:
+def _log(attempt: _Attempt, model: FittedModel, name: str, rows: pd.DataFrame) -> tuple[str, str]:
     """Log the model, unless an attempt before did.
 
+    :param rows: what it was fitted on; a few are logged with it, to warm a server up.
     :returns: its URI, and the digest of its answers for the holdout.
     """
     import numpy as np
@@ -275,5 +276,5 @@ def _log(attempt: _Attempt, model: FittedModel, name: str) -> tuple[str, str]:
             return f"models:/{logged.model_id}", digest
         tracking.delete_logged_model(workspace, logged.model_id)
     tags = {DIGEST: digest, "evergreen.model": declaration.name}
-    saved = package(declaration, model)
+    saved = package(declaration, model, rows)
     return tracking.log_model(workspace, run_id, name, model.estimator, tags=tags, **saved), digest

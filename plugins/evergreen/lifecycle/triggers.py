@@ -43,6 +43,9 @@ class Situation:
     :ivar new_rows: labelled rows that matured since the last training.
     :ivar violated: cause → what monitoring found lately, for ``performance`` and ``drift``.
     :ivar stopped: why automatic retraining waits for a person; None when it doesn't.
+    :ivar paused: who paused automatic retraining, and why; None when nobody has.
+    :ivar disproved: why the live version is to be rolled back; None when it isn't.
+    :ivar restores: the verified version to go back to; None when there is none.
     :ivar bootstrapped: whether some version has ever been live.
     :ivar trained: when the trainings so far were decided, ascending; for the cooldown.
     :ivar spent: when automatic retrains were decided, ascending, whatever became of them.
@@ -54,6 +57,9 @@ class Situation:
     new_rows: int
     violated: Mapping[str, Violated] = field(default_factory=dict)
     stopped: str | None = None
+    paused: str | None = None
+    disproved: str | None = None
+    restores: str | None = None
     bootstrapped: bool = True
     trained: Sequence[datetime] = ()
     spent: Sequence[datetime] = ()
@@ -72,7 +78,8 @@ class Answer:
 
 def decide(declaration: Declaration, situation: Situation) -> Answer:
     """Decide, by the declared triggers. Reads nothing but its arguments."""
-    if (answer := _at_once(situation)) is not None:
+    answer = _at_once(situation) or _without_weighing(declaration, situation)
+    if answer is not None:
         return answer
     reasons = [
         _heard(declaration, situation, cause) for cause in CAUSES if cause in situation.causes
@@ -87,13 +94,34 @@ def decide(declaration: Declaration, situation: Situation) -> Answer:
 
 
 def _at_once(situation: Situation) -> Answer | None:
-    """What needs no weighing."""
+    """What is answered whether or not automatic retraining is held back.
+
+    A run under way comes first: nothing is decided beside it. Then a person's wish, which is heard
+    while a model is stopped or paused too: both hold back what the machine does by itself. Then
+    the rollback of a disproved version: a pause is about learning, not about safety.
+    """
     if situation.in_flight:
         return Answer("suppress", (f"a retrain is under way: {', '.join(situation.in_flight)}",))
     if "manual" in situation.causes:
         return Answer("retrain", ("a person asked: cooldown and budget don't apply",), "manual")
+    if situation.disproved is not None and situation.restores is not None:
+        back = f"version {situation.restores} is the last verified one: back to it"
+        return Answer("rollback", (situation.disproved, back))
+    return None
+
+
+def _without_weighing(declaration: Declaration, situation: Situation) -> Answer | None:
+    """What is answered before causes are weighed.
+
+    A stop comes before a pause: it asks for a person, and a pause that hid the question would let
+    it wait for as long as it holds. So a pause only ever takes the place of a retrain, or of
+    another reason to suppress one. Neither answers a signal: they stay open.
+    """
     if situation.stopped is not None:
         return Answer("investigate", (situation.stopped, "stopped until a person acknowledges it"))
+    if situation.paused is not None:
+        how = f"resume in Models, or by `evergreen resume {declaration.name}`"
+        return Answer("suppress", (situation.paused, how))
     if not situation.causes:
         return Answer("suppress", ("nothing asks for a retrain",))
     return None

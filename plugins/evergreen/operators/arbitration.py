@@ -16,6 +16,7 @@ from evergreen.operators.base import (
     escalations,
     moment,
 )
+from evergreen.operators.resources import run_cost
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from evergreen.workspace import Workspace
 
 
+ROLL_BACK = "roll_back"  # the task that a decision to roll back leaves to run
+
+
 class ArbitrateOperator(StageOperator):
-    """Read all open signals and decide; everything downstream is skipped unless it says retrain."""
+    """Read all open signals and decide; what the decision doesn't ask for is skipped."""
 
     stage = "arbitrate"
 
@@ -61,7 +65,8 @@ class ArbitrateOperator(StageOperator):
         if result.action == "investigate" and _to_be_asked(self.model, workspace):
             ask_a_person(context, self.model)
         if result.action != "retrain":
-            self.skip_rest(context, reference)
+            back = [ROLL_BACK] if result.action == "rollback" else []
+            self.skip_rest(context, reference, *back)
 
 
 class ConcludeRunOperator(StageOperator):
@@ -86,6 +91,8 @@ class ConcludeRunOperator(StageOperator):
             declined=_said(context, DECLINED),
         )
         self.log.info("outcome: %s", outcome or "no retrain")
+        if cost := run_cost(context, self.model):
+            self.log.info(cost)
         if _to_be_asked(self.model, workspace, run_id):
             ask_a_person(context, self.model)
         return {"outcome": outcome}

@@ -6,23 +6,28 @@ and returns its reference: kind, URI and digest, never data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator, SkipMixin
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError, RefusalError
 from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.lifecycle.resources import Meter
 from evergreen.notifications import ModelNotifier
+from evergreen.operators.resources import account
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from evergreen.lifecycle.contracts import Result
+    from evergreen.store import Store
     from evergreen.workspace import Workspace
 
     R = TypeVar("R", bound=Result)
@@ -30,6 +35,22 @@ if TYPE_CHECKING:
 # XCom keys of why a run ended without a verdict, read by ConcludeRunOperator.
 REFUSED = "refused"
 DECLINED = "declined"
+
+
+@dataclass
+class Observed:
+    """What lineage is told from, once the task has ended: what it was given and what became of it.
+
+    ``given`` and ``reference`` are references as plain dicts, as XCom has them. ``finished`` says
+    that the task did not end skipped or failed after its result was saved: its assets are told.
+    """
+
+    store: Store
+    given: Sequence[dict[str, Any]]
+    result: Result | None = None
+    reference: dict[str, Any] | None = None
+    refused: str | None = None
+    finished: bool = False
 
 
 class StageOperator(BaseOperator, SkipMixin):
@@ -41,12 +62,13 @@ class StageOperator(BaseOperator, SkipMixin):
     stage: ClassVar[str]
     template_fields: Sequence[str] = ()
     ui_color = "#e3f1e5"
+    _observed: Observed | None = None
 
     def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
         placement = model.compute.get(self.stage)  # type: ignore[call-overload]  # a stage's name
         if placement is not None:
-            kwargs = {**placement.model_dump(exclude_none=True), **kwargs}
-        kwargs.setdefault("retries", 2)
+            kwargs = {**placement.arguments, **kwargs}
+        kwargs.setdefault("retries", 5)  # with the pauses below: five minutes, a service's restart
         kwargs.setdefault("retry_delay", timedelta(seconds=10))
         kwargs.setdefault("retry_exponential_backoff", True)
         kwargs.setdefault("max_retry_delay", timedelta(minutes=5))
@@ -57,25 +79,43 @@ class StageOperator(BaseOperator, SkipMixin):
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Run the stage. A refusal ends the task at once; anything else may be retried."""
-        workspace = WorkspaceHook().get_conn()
+        meter = Meter()
+        workspace = _workspace()
+        seen = self._observed = Observed(workspace.store, [*self._given().values()])
         try:
             result = self.run_stage(workspace, context)
         except (RefusalError, DeclarationError) as error:
+            seen.refused = str(error)
+            lines = ["REFUSED", str(error), account(meter, context, self.model, self.stage)]
             self.log.error(  # noqa: TRY400 - a refusal is a result, a stack trace would hide it
-                "\n%s", block(self.stage, self.model.name, ["REFUSED", str(error)])
+                "\n%s", block(self.stage, self.model.name, lines)
             )
             context["ti"].xcom_push(key=REFUSED, value=str(error))
             raise AirflowFailException(str(error)) from error
+        except AirflowSkipException:
+            raise  # there was nothing to do
+        except Exception:  # any failure: what it has cost is said, and it goes on to Airflow
+            self.log.info(account(meter, context, self.model, self.stage))
+            raise
         reference = result.save(workspace.store).to_dict()
+        seen.result, seen.reference = result, reference
+        used = account(
+            meter, context, self.model, self.stage, rows=_rows(result), billed=self.billed_seconds()
+        )
         self.log.info(
-            "\n%s", block(self.stage, self.model.name, [*result.describe(), *self.inputs()])
+            "\n%s", block(self.stage, self.model.name, [*result.describe(), *self.inputs(), used])
         )
         self.finish(workspace, context, result, reference)
+        seen.finished = True
         return reference
 
     def run_stage(self, workspace: Workspace, context: Context) -> Result:
         """Call the lifecycle function."""
         raise NotImplementedError
+
+    def billed_seconds(self) -> float | None:
+        """What another engine charges for this try, in seconds; None where the task works itself."""
+        return None
 
     def finish(
         self, workspace: Workspace, context: Context, result: Any, reference: dict[str, Any]
@@ -84,20 +124,52 @@ class StageOperator(BaseOperator, SkipMixin):
 
     def inputs(self) -> list[str]:
         """The results this task was given, with their digests, for the log."""
-        given = {name: getattr(self, name, None) for name in self.template_fields}
         return [
             f"input {name}: {value['digest'][:12]} {value['uri']}"
-            for name, value in given.items()
-            if isinstance(value, dict) and "digest" in value
+            for name, value in self._given().items()
         ]
 
-    def skip_rest(self, context: Context, reference: dict[str, Any]) -> None:
-        """End well, with everything downstream visibly skipped (teardown excepted)."""
+    def _given(self) -> dict[str, dict[str, Any]]:
+        """Parameter → reference, of those that are one."""
+        fields = {name: getattr(self, name, None) for name in self.template_fields}
+        return {
+            name: value
+            for name, value in fields.items()
+            if isinstance(value, dict) and "digest" in value
+        }
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """What the task read and wrote; called by the openlineage provider where it is set up."""
+        from evergreen.operators.lineage import lineage
+
+        seen = self._observed
+        outlets = self.outlets if seen is not None and seen.finished else ()
+        return lineage(self.model.name, self.stage, seen, inlets=self.inlets, outlets=outlets)
+
+    # Of a task that failed the same: what it was given, what it wrote, and why it refused.
+    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
+
+    def skip_rest(self, context: Context, reference: dict[str, Any], *besides: str) -> None:
+        """End well, with everything downstream visibly skipped but teardowns and ``besides``."""
         context["ti"].xcom_push(key="return_value", value=reference)
-        tasks = [
-            t for t in context["task"].get_direct_relatives(upstream=False) if not t.is_teardown
-        ]
+        after = context["task"].get_direct_relatives(upstream=False)
+        tasks = [t for t in after if not t.is_teardown and t.task_id not in besides]
         self.skip(ti=context["ti"], tasks=tasks)
+
+
+def _workspace() -> Workspace:
+    """The deployment's places. A Connection that can't be used is not mended by a retry."""
+    try:
+        return WorkspaceHook().get_conn()
+    except DeclarationError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def _rows(result: Result) -> int | None:
+    """How many rows a result is about, where it knows."""
+    from evergreen.lifecycle.lineage import told
+
+    return told(result).rows
 
 
 def _tell_failure(model: Declaration, context: Context) -> None:
@@ -117,6 +189,11 @@ def escalations(model: Declaration) -> AssetAlias:
     return AssetAlias(f"{model.name}/escalations")
 
 
+def promotions(model: Declaration) -> Asset:
+    """What a version that went live emits: ``<model>.bake`` waits for it."""
+    return Asset(f"x-evergreen://{model.name}/promotions")
+
+
 def ask_a_person(context: Context, model: Declaration) -> None:
     """Start ``<model>.escalate``. A hint like every event: its task reads the ledger."""
     events = context["outlet_events"][escalations(model)]
@@ -126,7 +203,16 @@ def ask_a_person(context: Context, model: Declaration) -> None:
 def block(stage: str, model: str, lines: Sequence[str]) -> str:
     """The closing block of a task's log."""
     title = f"── {model}: {stage} "
-    return "\n".join([title + "─" * max(0, 78 - len(title)), *lines, "─" * 78])
+    shown = [part for line in lines for part in _harmless(line)]
+    return "\n".join([title + "─" * max(0, 78 - len(title)), *shown, "─" * 78])
+
+
+def _harmless(line: str) -> Iterator[str]:
+    """A line as it can be logged: a further one is indented and other controls are spelled out, so
+    that no column's name or comment looks like another task's block."""
+    for number, part in enumerate(line.splitlines() or [""]):
+        said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
+        yield f"  | {said}" if number else said
 
 
 def moment(value: Any) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Ask a person when retraining doesn't help, by Airflow's own human-in-the-loop task."""
+"""Ask a person when automatic retraining has stopped, by Airflow's own human-in-the-loop task."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EscalateOperator(HITLOperator):
     def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
         placement = model.compute.get("escalate")
         if placement is not None:
-            kwargs = {**placement.model_dump(exclude_none=True), **kwargs}
+            kwargs = {**placement.arguments, **kwargs}
         kwargs.setdefault("subject", f"Automatic retraining of {model.name} has stopped")
         kwargs.setdefault("response_timeout", model.escalation.answer_within)
         kwargs.setdefault("assigned_users", _users(model))
@@ -132,8 +132,12 @@ class EscalateOperator(HITLOperator):
             answer = ANSWERS[event["chosen_options"][0]]
         elif event.get("error_type") != "timeout":
             self.process_trigger_event_error(event)
-        elif not self._still_open(stopped):
-            self._skip("it was acknowledged elsewhere while this task waited")
+        elif (now := self._open()) is None or now.id != stopped.id:
+            self._skip(
+                "it was acknowledged elsewhere while this task waited"
+                if now is None
+                else f"it stopped again while this task waited; {self.model.name}.escalate asks anew"
+            )
         given = {
             "escalation": escalation,
             "run_id": _asked_in(context),
@@ -179,9 +183,7 @@ class EscalateOperator(HITLOperator):
         except RefusalError as error:
             state.delete(GIVEN)
             raise AirflowFailException(str(error)) from error
-        lines = [stopped.reason, *said.describe()]
-        if said.answer != "acknowledged" and not self._still_open(stopped):
-            lines.append("but somebody has acknowledged it: automatic retraining goes on")
+        lines = [stopped.reason, *said.describe(), *self._since(stopped, said)]
         self.log.info(
             "\n%s", block(self.stage, self.model.name, [*lines, _input(given["escalation"])])
         )
@@ -194,11 +196,19 @@ class EscalateOperator(HITLOperator):
             raise AirflowFailException(f"nobody answered in time: {lines[-1]}")
         return reference
 
-    def _still_open(self, stopped: EscalationReport) -> bool:
+    def _open(self) -> EscalationReport | None:
         from evergreen.lifecycle.escalation import open_escalation
 
-        now = open_escalation(self.model, WorkspaceHook().get_conn())
-        return now is not None and now.id == stopped.id
+        return open_escalation(self.model, WorkspaceHook().get_conn())
+
+    def _since(self, stopped: EscalationReport, said: EscalationAnswer) -> list[str]:
+        """What an answer doesn't change, because of what happened while the task waited."""
+        now = self._open()
+        if now is None and said.answer != "acknowledged":
+            return ["but somebody has acknowledged it: automatic retraining goes on"]
+        if now is not None and now.id != stopped.id:
+            return [f"but it stopped again since; {self.model.name}.escalate asks: {now.reason}"]
+        return []
 
     def _tell(
         self, context: Context, stopped: EscalationReport, said: EscalationAnswer, lines: list[str]
@@ -243,12 +253,14 @@ def _question(model: Declaration, stopped: EscalationReport) -> list[str]:
     """Why a person is asked, and what each answer does."""
     name, until = model.name, format_duration(model.escalation.answer_within)
     so_far = f"Answered so far: {', '.join(stopped.answers)}."
+    rolled_back = stopped.cause == "rollback"
     return [
         f"Automatic retraining of {name} has stopped, as of {stopped.as_of.isoformat()}.",
-        f"Priority {stopped.priority}; futile retrains in a row: {stopped.futile}.",
+        f"Priority {stopped.priority}; {stopped.why}.",
         stopped.reason,
         *([so_far] if stopped.answers else []),
         "Acknowledge: automatic retraining resumes, and futile retrains are counted anew.",
+        *(["A version that was rolled back stays quarantined."] if rolled_back else []),
         f"Decline: it stays stopped until a person acknowledges; start {name}.escalate for that.",
         f"No answer within {until}: it stays stopped; the next decision to investigate asks again.",
         f"A retrain by hand is possible at any time, by {name}.retrain.",

@@ -1,9 +1,11 @@
-"""Prepare: raw partitions to feature tables to a point-in-time joined feature set."""
+"""Prepare: raw partitions to feature tables to a point-in-time joined set; the newest go online."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowSkipException
 
 from evergreen.declaration import Declaration
 from evergreen.operators.base import StageOperator
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from evergreen.lifecycle.contracts import FeatureSet
+    from evergreen.lifecycle.contracts.serving import Materialized
     from evergreen.workspace import Workspace
 
 
@@ -39,3 +42,33 @@ class BuildFeaturesOperator(StageOperator):
         snapshot = Snapshot.load(workspace.store, self.snapshot)
         report = ValidationReport.load(workspace.store, self.validation)
         return prepare(self.model, workspace, snapshot, report)
+
+
+class MaterializeFeaturesOperator(StageOperator):
+    """Put a feature set's newest features online, for replicas to look up.
+
+    A repeat, or an older set, never moves a row of the online store back. It is skipped for a
+    model that no replica serves.
+
+    :param features: the feature set's reference. (templated)
+    """
+
+    stage = "prepare"
+    template_fields: Sequence[str] = ("features",)
+
+    def __init__(self, *, model: Declaration, features: Any, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        self.features = features
+
+    def run_stage(self, workspace: Workspace, context: Context) -> Materialized:
+        from evergreen.lifecycle.contracts import FeatureSet
+        from evergreen.lifecycle.contracts.serving import Materialized
+        from evergreen.lifecycle.features import materialize
+
+        if not self.model.serving.replicas:
+            raise AirflowSkipException("no server is declared: nobody looks features up")
+        feature_set = FeatureSet.load(workspace.store, self.features)
+        if not feature_set.parts:
+            raise AirflowSkipException("the feature set is empty: all of its data is blocked")
+        views = materialize(self.model, workspace, feature_set)
+        return Materialized(model=self.model.name, views=views)

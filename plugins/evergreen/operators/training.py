@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
+from evergreen.declaration.compute import SageMakerTraining
 from evergreen.operators.base import StageOperator
 
 if TYPE_CHECKING:
@@ -46,11 +47,21 @@ class TrainModelOperator(StageOperator):
             as_of=decision.as_of,
             cause=decision.cause,
             tune=decision.tune,
-            lineage=_lineage(self.model, context),
+            lineage=lineage_of(self.model, context),
         )
 
 
-def _lineage(model: Declaration, context: Context) -> dict[str, str]:
+def training_operator(model: Declaration) -> type[TrainModelOperator]:
+    """Who trains a model, as its declaration says; AWS is imported only where it does."""
+    place = model.compute.get("train")
+    if isinstance(place, SageMakerTraining):
+        from evergreen.operators.remote_training import TrainOnSageMakerOperator
+
+        return TrainOnSageMakerOperator
+    return TrainModelOperator
+
+
+def lineage_of(model: Declaration, context: Context) -> dict[str, str]:
     """Which run of which DAG, in which version of its bundle, from which commit."""
     from evergreen.lifecycle.modules import git_commit
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evergreen.declaration import Declaration
-from evergreen.ledger import records
+from evergreen.ledger import acts, records
 from evergreen.ledger.tables import PartitionRow, PromotionRow
 from evergreen.lifecycle.arbitration import arbitrate, conclude
 from evergreen.lifecycle.contracts import Decision
@@ -40,9 +40,19 @@ situations = st.builds(
     new_rows=st.integers(0, 300),
     violated=st.fixed_dictionaries({"performance": violated, "drift": violated}),
     stopped=st.sampled_from([None, None, "2 retrains in a row did not help"]),
+    paused=st.sampled_from([None, None, "paused by vera: a new schema lands"]),
     trained=past,
     spent=past,
     in_flight=st.lists(st.just("other"), max_size=1),
+)
+# Apart, since what is disproved is rolled back whatever the other laws say.
+disproved = situations.flatmap(
+    lambda situation: st.builds(
+        replace,
+        st.just(situation),
+        disproved=st.sampled_from([None, "version 2 was disproved"]),
+        restores=st.sampled_from([None, "1"]),
+    )
 )
 
 
@@ -67,6 +77,38 @@ def test_what_is_stopped_only_a_person_starts(situation: Situation) -> None:
     stopped = replace(situation, stopped="it did not help", in_flight=())
     answer = decide(declared(), stopped)
     assert answer.action == ("retrain" if "manual" in situation.causes else "investigate")
+
+
+@given(disproved)
+def test_what_is_paused_only_a_person_starts(situation: Situation) -> None:
+    answer = decide(declared(), replace(situation, paused="paused by vera: audit"))
+    if "manual" not in situation.causes:
+        assert answer.action != "retrain"
+    elif not situation.in_flight:
+        assert answer.action == "retrain"
+
+
+@given(disproved)
+def test_a_pause_only_ever_takes_the_place_of_a_retrain_or_a_suppression(
+    situation: Situation,
+) -> None:
+    """So that resuming gives exactly what would have been decided without it."""
+    free = decide(declared(), replace(situation, paused=None))
+    held = decide(declared(), replace(situation, paused="paused by vera: audit"))
+    if held != free:
+        assert held.action == "suppress"
+        assert held.reasons[0] == "paused by vera: audit"
+        assert "`evergreen resume example`" in held.reasons[1]
+        assert held.until is None
+        assert free.action in {"retrain", "suppress"}
+        assert "manual" not in situation.causes
+
+
+@given(disproved)
+def test_a_pause_holds_neither_a_rollback_nor_an_escalation(situation: Situation) -> None:
+    free = decide(declared(), replace(situation, paused=None))
+    if free.action in {"rollback", "investigate"}:
+        assert decide(declared(), replace(situation, paused="paused by vera: audit")) == free
 
 
 @given(situations)
@@ -291,3 +333,69 @@ def test_a_lost_run_that_a_person_wanted_is_not_repeated_by_the_machine(
     assert "closed: manual: by hand ended without a verdict" in later.reasons[0]
     again = arbitrate(watching, workspace, run_id="by hand again", manual=wish)
     assert again.cause == "manual"
+
+
+def pause(workspace: Workspace, key: str = "pause") -> None:
+    with workspace.ledger.write() as session:
+        acts.pause(session, "example", key=key, person="vera", comment="audit")
+
+
+def resume(workspace: Workspace) -> None:
+    with workspace.ledger.write() as session:
+        acts.resume(session, "example", key="resume", person="ann", comment="")
+
+
+def told(decision: Decision) -> dict[str, Any]:
+    """A decision, whatever run made it."""
+    return decision.model_dump(exclude={"id", "run_id"})
+
+
+def test_a_pause_loses_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    """What was landed and decided meanwhile: the same as in a ledger that nobody paused."""
+    scheduled = declared(drift=None, performance=None)
+    never = workspace_in(tmp_path / "never paused")
+    land(never, "2013-01-01", rows=150)
+    land(workspace, "2013-01-01", rows=150)
+    pause(workspace)
+    for key in ("2013-01-02", "2013-02-01"):
+        held = arbitrate(scheduled, workspace, run_id=f"before {key}")
+        assert (held.action, held.cause, held.until) == ("suppress", None, None)
+        assert held.reasons[-2:] == (
+            "paused by vera: audit",
+            "resume in Models, or by `evergreen resume example`",
+        )
+        land(never, key)
+        land(workspace, key)
+    with workspace.ledger.read() as session:
+        assert {s.cause for s in records.open_signals(session, "example")} == {
+            "new_data",
+            "schedule",
+        }
+    resume(workspace)
+    then = arbitrate(scheduled, workspace, run_id="then")
+    assert then.action == "retrain"
+    assert told(then) == told(arbitrate(scheduled, never, run_id="at once"))
+
+
+def test_a_decision_made_before_a_pause_stays_and_its_run_holds_the_next(
+    workspace: Workspace,
+) -> None:
+    land(workspace, "2013-01-01")
+    first = ask(workspace, "run 1")
+    pause(workspace)
+    assert ask(workspace, "run 1") == first
+    assert "run 1" in ask(workspace, "run 2").reasons[0]
+    conclude(declared(), workspace, "run 1")  # failed: its signals are open again
+    assert ask(workspace, "run 3").reasons[0] == "paused by vera: audit"
+    resume(workspace)
+    assert ask(workspace, "run 4").action == "retrain"
+
+
+def test_a_person_retrains_what_is_paused(workspace: Workspace) -> None:
+    land(workspace, "2013-01-01")
+    pause(workspace)
+    asked = ask(workspace, "by hand", manual={"user": "ann", "reason": "try"})
+    assert (asked.action, asked.cause) == ("retrain", "manual")
+    conclude(declared(), workspace, "by hand", declined="for the test")
+    land(workspace, "2013-03-01")
+    assert ask(workspace, "an event").reasons[0] == "paused by vera: audit"

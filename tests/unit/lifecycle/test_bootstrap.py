@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from evergreen.declaration import METRICS, Metric, Task
 from evergreen.lifecycle.bootstrap import Difference, paired_difference
 from evergreen.lifecycle.metrics import measure
+from tests.printing import Figure
 
 RUNS = 1000
 ROWS = 500
@@ -44,7 +45,7 @@ def noisy(rng: np.random.Generator, chance: np.ndarray, scale: float) -> np.ndar
     return 1 / (1 + np.exp(-logit))
 
 
-def test_a_over_a_and_coverage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_over_a_and_coverage(figure: Figure) -> None:
     """1,000 simulated gates on equally good models: at most 5 % false promotions, and the 95 %
     interval holds the true difference (0, by symmetry) in 93 to 97 % of them."""
     rng = np.random.default_rng(7)
@@ -57,8 +58,7 @@ def test_a_over_a_and_coverage(capsys: pytest.CaptureFixture[str]) -> None:
         )
         promoted += found.low > 0
         covered += found.low <= 0 <= found.high
-    with capsys.disabled():
-        print(f"\nA/A: {promoted / RUNS:.1%} promoted, {covered / RUNS:.1%} covered")  # noqa: T201 - a printed figure
+    figure(f"A/A: {promoted / RUNS:.1%} promoted, {covered / RUNS:.1%} covered")
     assert promoted / RUNS <= 0.05
     assert 0.93 <= covered / RUNS <= 0.97
 

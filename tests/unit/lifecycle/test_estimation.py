@@ -20,6 +20,7 @@ from evergreen.lifecycle.metrics import measure, row_losses
 from evergreen.store import Store
 from tests.builders import declare
 from tests.lifelike import Life
+from tests.printing import Figure
 
 HOW = Resampling(resamples=400, confidence=0.95, seed=3)
 CLASSES = ["log_loss", "roc_auc", "accuracy", "balanced_accuracy", "f1_macro"]
@@ -65,7 +66,7 @@ def several(rng: np.random.Generator, rows: int, shift: float) -> tuple[np.ndarr
     return np.minimum(labels, 2), sure / sure.sum(axis=1, keepdims=True)
 
 
-def test_binary_under_covariate_shift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_binary_under_covariate_shift(tmp_path: Path, figure: Figure) -> None:
     """Each metric's mean error over 20 worlds is far smaller than how much the metric moved."""
     declaration = of_task(tmp_path, Task.BINARY, BINARY)
     found: dict[str, list[tuple[float, float, float, bool]]] = {name: [] for name in BINARY}
@@ -89,22 +90,18 @@ def test_binary_under_covariate_shift(tmp_path: Path, capsys: pytest.CaptureFixt
             found[name].append(
                 (abs(value.value - now), abs(before - now), value.value - now, covers)
             )
-    with capsys.disabled():
-        print()  # noqa: T201 - printed figures
-        for name, values in found.items():
-            error, moved, bias, covers = np.mean(values, axis=0)
-            print(  # noqa: T201 - printed figures
-                f"{name}: error {error:.4f} (bias {bias:+.4f}) where it moved by {moved:.4f}; "
-                f"the realised value lies in {covers:.0%} of the intervals"
-            )
     for name, values in found.items():
-        error, moved, bias, _ = np.mean(values, axis=0)
+        error, moved, bias, covers = np.mean(values, axis=0)
+        figure(
+            f"{name}: error {error:.4f} (bias {bias:+.4f}) where it moved by {moved:.4f}; "
+            f"the realised value lies in {covers:.0%} of the intervals"
+        )
         assert error < 0.02, name
         assert error < moved or moved < 0.03, name
         assert abs(bias) < 0.012, name
 
 
-def test_several_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_classes(tmp_path: Path, figure: Figure) -> None:
     declaration = of_task(tmp_path, Task.MULTICLASS, CLASSES)
     rng = np.random.default_rng(1)
     holdout = holdout_of(*several(rng, 10_000, 0.0), classes=LETTERS)
@@ -116,8 +113,7 @@ def test_several_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(estimated.metrics) == set(CLASSES)
     for name, value in estimated.metrics.items():
         now = measure(METRICS[name], Task.MULTICLASS, labels, answers)
-        with capsys.disabled():
-            print(f"\n{name}: estimated {value}, realised {now:.4f} ({took:.1f} s for all)")  # noqa: T201 - printed figures
+        figure(f"{name}: estimated {value}, realised {now:.4f} ({took:.1f} s for all)")
         assert value.value == pytest.approx(now, abs=0.03)
 
 
@@ -250,9 +246,7 @@ def noisy(
     return {"x": x, "kind": kind}, 2 * x + rng.normal(0, np.where(kind == "b", 2.5, 0.5))
 
 
-def test_errors_grow_where_rows_get_noisy(
-    regression: tuple[Life, Holdout], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_grow_where_rows_get_noisy(regression: tuple[Life, Holdout], figure: Figure) -> None:
     """Only the share of noisy rows changes: 30 % at promotion, 80 % now."""
     life, holdout = regression
     columns, labels = noisy(np.random.default_rng(50), 4000, loud=0.8)
@@ -265,9 +259,8 @@ def test_errors_grow_where_rows_get_noisy(
     for name, value in found.metrics.items():
         before = holdout.shown(life.declaration)[name]
         now = measure(METRICS[name], Task.REGRESSION, labels, answers)
-        with capsys.disabled():
-            said = f"realised {now:.4f}, before {before:.4f}, {took:.1f} s for all"
-            print(f"\n{name}: estimated {value}, {said}")  # noqa: T201 - printed figures
+        said = f"realised {now:.4f}, before {before:.4f}, {took:.1f} s for all"
+        figure(f"{name}: estimated {value}, {said}")
         assert abs(value.value - now) < 0.25 * abs(before - now)
         assert value.low < value.value < value.high
 

@@ -17,8 +17,11 @@ from evergreen.lifecycle.contracts import (
     Check,
     Evaluation,
     Feature,
+    FeatureSkew,
     InfrastructureReport,
+    PartitionSkew,
     Reference,
+    SkewReport,
     TrainedModel,
     ValidationReport,
 )
@@ -356,6 +359,77 @@ def test_a_kpi_judges_as_the_primary_metric(greater: bool, tmp_path: Path) -> No
         life.workspace.store.get_table(run.evaluation.predictions),
     )
     assert "floor delay_cost" in judge(too_dear).reason
+
+
+def skewed(**shares: float) -> SkewReport:
+    """The newest judged comparison: feature → share of its values that differ."""
+    found = [
+        FeatureSkew(feature=name, mismatches=1, missing=0, share=share, violates=share > 0.01)
+        for name, share in shares.items()
+    ]
+    part = PartitionSkew(
+        partition="2013-02",
+        digest="d",
+        start=START,
+        end=START,
+        rows=9,
+        compared=9,
+        features=tuple(found),
+    )
+    return SkewReport(model="example", as_of=START, bound=0.01, partitions=(part,))
+
+
+SERVED = {"serving": {"replicas": ["http://127.0.0.1:8080"]}}
+
+
+@pytest.mark.parametrize(
+    ("skew", "observed", "passed"),
+    [
+        (None, "nothing served was compared yet", True),
+        (SkewReport(model="example", as_of=START, bound=0.01), "nothing served", True),
+        (skewed(), "no feature was looked up", True),
+        (skewed(x=0.01, y=0.0), "none differs in 2013-02: x 1.00%, y 0.00%", True),
+        (skewed(x=0.009, y=0.25, z=1.0), "differs in 2013-02: z 100.00%, y 25.00%", False),
+        (
+            skewed(a=0.2, b=0.2, c=0.2, d=0.2, e=0.0),
+            "a 20.00%, b 20.00%, c 20.00% and 1 more",
+            False,
+        ),
+    ],
+)
+def test_features_as_served_must_be_those_of_training(
+    skew: SkewReport | None, observed: str, passed: bool
+) -> None:
+    verdict = judge(replace(_learned(*"abcdexyz"), skew=skew))
+    (rule,) = [rule for rule in verdict.rules if rule.name == "training-serving skew"]
+    assert observed in rule.observed
+    assert (rule.passed, rule.bound) == (passed, "at most 1.00% of a feature's values")
+    assert (verdict.verdict, verdict.promotes) == (("promote" if passed else "reject"), passed)
+    assert passed or f"training-serving skew: {rule.observed}, allowed" in verdict.reason
+
+
+def _learned(*names: str) -> Evidence:
+    """Evidence for a candidate of a served model that takes these features."""
+    given = evidence(**SERVED)
+    features = tuple(Feature(name=name, type="number") for name in names)
+    return replace(given, trained=given.trained.model_copy(update={"features": features}))
+
+
+def test_skew_of_what_the_candidate_does_not_take_is_no_reason() -> None:
+    verdict = judge(replace(_learned("x"), skew=skewed(x=0.0, y=0.5)))
+    assert verdict.promotes
+
+
+def test_skew_is_asked_for_where_something_is_served() -> None:
+    names = [rule.name for rule in judge(evidence()).rules]
+    assert "training-serving skew" not in names
+    undeclared = judge(replace(evidence(), skew=skewed(x=0.5)))
+    assert undeclared.verdict == "reject", "what was compared counts, declared or not"
+    problem = replace(evidence(**SERVED), skew=skewed(x=0.5))
+    assert problem.evaluation is not None
+    broken = problem.evaluation.model_copy(update={"champion_problem": "gone"})
+    overridden = judge(replace(problem, evaluation=broken), override="please")
+    assert not overridden.promotes
 
 
 def answered(given_: Evidence, logged: np.ndarray, **told: Any) -> Evidence:

@@ -19,6 +19,7 @@ from evergreen.lifecycle.intervals import (
     widened,
 )
 from evergreen.lifecycle.metrics import measure
+from tests.printing import Figure
 
 EVERY = [(m.name, t) for m in METRICS.values() for t in sorted(m.tasks)]
 HOW = Resampling(resamples=1000, confidence=0.95, seed=1)
@@ -94,7 +95,7 @@ def test_changing_sides_changes_the_sign(seed: int, of: tuple[str, Task]) -> Non
         ("r2", Task.REGRESSION),
     ],
 )
-def test_coverage(name: str, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coverage(name: str, task: Task, figure: Figure) -> None:
     """95 % intervals of 300 samples of 400 rows hold the value of a million rows."""
     truth = measure(METRICS[name], task, *world(task, 1_000_000, seed=1))
     runs, covered = 300, 0
@@ -103,8 +104,7 @@ def test_coverage(name: str, task: Task, capsys: pytest.CaptureFixture[str]) -> 
         found = interval(METRICS[name], task, *world(task, 400, seed=1000 + run), how)
         assert found is not None
         covered += found.low <= truth <= found.high
-    with capsys.disabled():
-        print(f"\n{name}: {covered / runs:.1%} of 95 % intervals cover")  # noqa: T201 - a printed figure
+    figure(f"{name}: {covered / runs:.1%} of 95 % intervals cover")
     assert 0.90 <= covered / runs <= 0.99
 
 

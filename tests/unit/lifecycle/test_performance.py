@@ -23,6 +23,7 @@ from evergreen.lifecycle.monitoring import detector_states, join_labels, raise_s
 from evergreen.lifecycle.performance import measure_performance
 from tests.builders import declare
 from tests.lifelike import SMALL, Life
+from tests.printing import Figure
 
 METRICS = ["roc_auc", "accuracy", "brier_score", "f1_macro"]
 EVALUATION = {"primary": "log_loss", "metrics": METRICS, "slices": ["kind"], "min_slice_rows": 60}
@@ -474,7 +475,7 @@ def test_a_kpi_is_watched_like_a_metric(tmp_path: Path) -> None:
     assert "realised profit" in bad.because[0]
 
 
-def test_windows_of_several_days(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_windows_of_several_days(tmp_path: Path, figure: Figure) -> None:
     """Ten days like the holdout, three a window: how often is a good version called bad?"""
     life = Life.begin(tmp_path, monitoring={"window": 3, "drift": {"on": []}})
     life.land(1)
@@ -486,8 +487,7 @@ def test_windows_of_several_days(tmp_path: Path, capsys: pytest.CaptureFixture[s
     life.score()
     windows = monitor(life).windows
     wrong = [window.window for window in windows if window.violates]
-    with capsys.disabled():
-        print(f"\n{len(wrong)} of {len(windows)} stable windows violate")  # noqa: T201 - a printed figure
+    figure(f"{len(wrong)} of {len(windows)} stable windows violate")
     assert len(windows) == 10
     assert windows[-1].rows == 600
     assert len(wrong) <= 1

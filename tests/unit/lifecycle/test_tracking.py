@@ -1,5 +1,6 @@
 """MLflow holds one of each: experiment, run, metric, logged model, version, whoever asks twice."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evergreen.declaration import Declaration
 from evergreen.errors import TrainingError, UnavailableError
-from evergreen.lifecycle import tracking
+from evergreen.lifecycle import registry, tracking
 from evergreen.lifecycle.connection import address
 from evergreen.workspace import Workspace
 from tests.builders import declare, workspace_in
@@ -93,19 +94,8 @@ def test_a_half_made_logged_model_is_deleted(
 def test_a_run_has_one_version_and_the_alias_follows(
     workspace: Workspace, declaration: Declaration
 ) -> None:
-    from sklearn.linear_model import LinearRegression
-
     run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
-    uri = tracking.log_model(
-        workspace,
-        run,
-        "model",
-        LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]),
-        tags={},
-        metadata={},
-        pip_requirements=["scikit-learn"],
-        serialization_format="skops",
-    )
+    uri = _log_line(workspace, run)
     assert tracking.champion_version(workspace, declaration) is None
     versions = {
         tracking.register_version(workspace, declaration, run, uri, {"evergreen.cause": "drift"})
@@ -116,6 +106,73 @@ def test_a_run_has_one_version_and_the_alias_follows(
     assert tracking.champion_version(workspace, declaration) == "1"
     for name in (uri, "models:/example/1", "models:/example@champion"):
         assert tracking.load_model(workspace, name).predict([[3.0]]) == pytest.approx([6.0])
+
+
+def _log_line(workspace: Workspace, run: str) -> str:
+    from sklearn.linear_model import LinearRegression
+
+    return tracking.log_model(
+        workspace,
+        run,
+        "model",
+        LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]),
+        tags={},
+        metadata={},
+        pip_requirements=["scikit-learn"],
+        serialization_format="skops",
+    )
+
+
+def test_a_version_is_tagged_with_the_digest_of_what_will_be_downloaded(
+    workspace: Workspace, declaration: Declaration
+) -> None:
+    run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
+    uri = _log_line(workspace, run)
+    number = registry.register_version(workspace, declaration, run, uri, {"evergreen.cause": "x"})
+    registry.set_alias(workspace, "example", "champion", number)
+    digest = registry.registered_digest(workspace, "example", number)
+    names = (uri, registry.version_uri("example", number), "models:/example@champion")
+    for name in names:
+        with registry.model_folder(workspace, name) as folder:
+            assert registry.files_digest(folder) == digest
+            (folder / "registered_model_meta").write_text("rewritten")
+            assert registry.files_digest(folder) == digest
+            (folder / "model.skops").rename(folder / "other.skops")
+            assert registry.files_digest(folder) != digest
+            (folder / "MLmodel").unlink()
+            with pytest.raises(TrainingError, match="MLflow has lost its files"):
+                registry.files_digest(folder)
+    tags = tracking.client(workspace).get_model_version("example", number).tags
+    assert tags == {"evergreen.cause": "x", "evergreen.artifact": digest}
+    with pytest.raises(TrainingError, match="MLflow has no version 7 of example"):
+        registry.registered_digest(workspace, "example", "7")
+
+
+def test_a_model_that_lost_its_files_is_not_registered(
+    workspace: Workspace, declaration: Declaration
+) -> None:
+    run = tracking.find_or_create_run(workspace, declaration, "train/1", {})
+    uri = _log_line(workspace, run)
+    logged = tracking.client(workspace).get_logged_model(uri.removeprefix("models:/"))
+    shutil.rmtree(logged.artifact_location.removeprefix("file://"))
+    with pytest.raises(TrainingError, match="MLflow has lost its files"):
+        registry.register_version(workspace, declaration, run, uri, {})
+    assert registry.alias_version(workspace, "example", "champion") is None
+
+
+def test_aliases_are_set_moved_and_deleted(workspace: Workspace, declaration: Declaration) -> None:
+    assert registry.alias_version(workspace, "example", "candidate") is None, "no such model"
+    numbers = []
+    for key in ("train/1", "train/2"):
+        run = tracking.find_or_create_run(workspace, declaration, key, {})
+        uri = _log_line(workspace, run)
+        numbers.append(registry.register_version(workspace, declaration, run, uri, {}))
+    for number in numbers:
+        registry.set_alias(workspace, "example", "candidate", number)
+        assert registry.alias_version(workspace, "example", "candidate") == number
+    for _ in range(2):
+        registry.delete_alias(workspace, "example", "candidate")
+        assert registry.alias_version(workspace, "example", "candidate") is None
 
 
 def test_only_own_models_are_opened(workspace: Workspace, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training makes one run a key, however often it is killed, and the same model every time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,19 +11,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError, TrainingError
 from evergreen.lifecycle import tracking
-from evergreen.lifecycle.contracts import FeatureSet, Reference, TrainedModel
+from evergreen.lifecycle.contracts import Feature, FeatureSet, Reference, TrainedModel
 from evergreen.lifecycle.fitted import (
+    METADATA,
     FittedModel,
     class_indices,
     class_values,
     digest_of_predictions,
     load_fitted,
 )
-from evergreen.lifecycle.packaging import environment_digest, requirements
+from evergreen.lifecycle.packaging import environment_digest, examples, requirements
+from evergreen.lifecycle.registry import logged_metadata, model_folder
 from evergreen.lifecycle.sets import read_rows
 from evergreen.lifecycle.training import refit, train
 from evergreen.workspace import Workspace
@@ -132,6 +137,38 @@ def test_a_repeat_gives_the_very_same_result(workspace: Workspace) -> None:
         "refit": "false",
     }
     assert expected == {name: tags[f"evergreen.{name}"] for name in expected}
+
+
+def test_a_logged_model_carries_rows_to_warm_a_server_up(workspace: Workspace) -> None:
+    declaration = _declare(workspace)
+    prepared = store_features(workspace, example_rows())
+    found = []
+    for key in ("train/1", "train/2"):
+        trained = _train(declaration, workspace, prepared, key)
+        with model_folder(workspace, trained.model_uri) as folder:
+            found.append(logged_metadata(folder).metadata[METADATA]["examples"])
+    assert found[0] == found[1]
+    learned = read_rows(workspace.store, prepared[0], "training")
+    chosen = learned.iloc[[0, 119, 239, 359, 479]]
+    for example, (_, row) in zip(found[0], chosen.iterrows(), strict=True):
+        assert set(example) == {feature.name for feature in prepared[0].features}
+        for name, value in example.items():
+            assert value == row[name] or (value is None and pd.isna(row[name]))
+    assert json.loads(json.dumps(found[0], allow_nan=False)) == found[0]
+    assert {type(example["gust"]) for example in found[0]} == {float, type(None)}
+
+
+@given(st.integers(0, 30), st.randoms(use_true_random=False))
+def test_examples_are_plain_few_and_of_the_rows(count: int, random: Any) -> None:
+    numbers = [random.choice([1.5, -0.0, float("nan"), float("inf"), 3]) for _ in range(count)]
+    words = [random.choice(["a", "", "ü", None]) for _ in range(count)]
+    rows = pd.DataFrame({"number": numbers, "word": words, "other": 1})
+    features = (Feature(name="word", type="string"), Feature(name="number", type="number"))
+    found = examples(rows, features)
+    assert len(found) == min(count, 5)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found == examples(rows, features)
+    plain = [(w, n if np.isfinite(n) else None) for w, n in zip(words, numbers, strict=True)]
+    assert all((example["word"], example["number"]) in plain for example in found)
 
 
 def test_an_attempt_killed_before_its_result_goes_on(workspace: Workspace) -> None:
