@@ -15,7 +15,9 @@ def check_model(declaration: Declaration) -> None:
     from evergreen.lifecycle.estimators import build_estimator
     from evergreen.lifecycle.expectations import build_suite, read_suite
     from evergreen.lifecycle.metrics import own_function
+    from evergreen.placing import check_executors
 
+    check_executors(declaration)
     if declaration.features is not None:
         load(declaration, {})
     suite = read_suite(declaration)

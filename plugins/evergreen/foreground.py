@@ -146,7 +146,7 @@ class Foreground:
     def verdict(self) -> Verdict:
         """What the gate would say; nothing is recorded."""
         from evergreen.lifecycle.evidence import Evidence
-        from evergreen.lifecycle.gating import judge
+        from evergreen.lifecycle.gating import judge, served_skew
 
         rows = self.workspace.store.get_table(self.evaluation.predictions)
         return judge(
@@ -158,6 +158,7 @@ class Foreground:
                 self.infrastructure,
                 self.champion,
                 rows,
+                skew=served_skew(self.declaration, self.workspace),
             )
         )
 

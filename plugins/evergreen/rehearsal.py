@@ -1,8 +1,8 @@
 """A model's life in this process, without Airflow: to try triggers on history before they count.
 
 Each step does what the DAGs do after a partition has landed, in their order, by the same
-lifecycle functions over a real ledger and store: ingest, score, monitor, decide, and when that
-says so train, judge and promote.
+lifecycle functions over a real ledger and store: ingest, score, monitor, bake, decide, and as
+that says train, judge and promote, or roll back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from evergreen.lifecycle.contracts import Decision, MonitorReport, Verdict
 from evergreen.lifecycle.gating import gate
 from evergreen.lifecycle.ingestion import ingest
 from evergreen.lifecycle.promotion import promote
+from evergreen.lifecycle.rollback import roll_back
 from evergreen.workspace import Workspace
 
 
@@ -63,6 +64,7 @@ class Rehearsal:
 
     def watch(self) -> MonitorReport | None:
         """What `<model>.monitor` does."""
+        from evergreen.lifecycle.baking import look_at_labels
         from evergreen.lifecycle.drift import detect_drift
         from evergreen.lifecycle.monitoring import detector_states, join_labels, raise_signals
         from evergreen.lifecycle.performance import measure_performance
@@ -74,11 +76,20 @@ class Rehearsal:
         drift = detect_drift(declaration, workspace, labels)
         states = detector_states(declaration, workspace, labels)
         performance = measure_performance(declaration, workspace, labels, states)
-        return raise_signals(declaration, workspace, labels, drift, performance)
+        report = raise_signals(declaration, workspace, labels, drift, performance)
+        look_at_labels(declaration, workspace)
+        return report
 
     def retrain(self, run_id: str) -> tuple[Decision, Verdict | None]:
         """What `<model>.retrain` does."""
         decision = arbitrate(self.declaration, self.workspace, run_id=run_id)
+        if decision.action == "rollback":
+            roll_back(
+                self.declaration,
+                self.workspace,
+                run_id=f"retrain/{run_id}",
+                reason=decision.reasons[0],
+            )
         if decision.action != "retrain":
             return decision, None
         run = Foreground(self.declaration, self.workspace, decision.as_of, decision)

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.airflow_client import AirflowClient
+from evergreen.airflow_client import FINISHED, AirflowClient
 from evergreen.declaration import Declaration
 from evergreen.errors import EvergreenError
 from evergreen.ledger import records
@@ -173,7 +173,14 @@ class Replay:
                 return False
             first = records.first_promotion(session, self.declaration.name)
             needs_score = first is not None and first.as_of <= partition.start
-            return not needs_score or self._score(session, key) is not None
+            if needs_score and self._score(session, key) is None:
+                return False
+        return not self._busy()
+
+    def _busy(self) -> bool:
+        """Whether something is still scored or watched: the arbiter will be asked once more."""
+        runs = (self.airflow.dag_runs(f"{self.declaration.name}.{f}") for f in ("score", "monitor"))
+        return any(run["state"] not in FINISHED for family in runs for run in family)
 
     def _raise_failures(self, key: str) -> None:
         name = self.declaration.name
@@ -196,9 +203,12 @@ class Replay:
         return next((row for row in rows if row.key == key), None)
 
     def _decision(self, session: Session, partition: PartitionRow) -> DecisionRow | None:
-        """The first decision that knew the partition."""
-        rows = (entry["decision"] for entry in records.history(session, self.declaration.name))
-        return next((row for row in rows if row.sequence >= partition.id), None)
+        """The first decision that knew the partition, and what monitoring found in it."""
+        name = self.declaration.name
+        rows = (entry["decision"] for entry in records.history(session, name))
+        seen = records.first_measured(session, name, partition.key)
+        knew = (row for row in rows if row.sequence >= partition.id)
+        return next((row for row in knew if seen is None or row.recorded_at >= seen), None)
 
     def _score(self, session: Session, key: str) -> ScoreRow | None:
         rows = records.scores(session, self.declaration.name)

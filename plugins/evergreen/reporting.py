@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 from evergreen.declaration import Declaration
-from evergreen.ledger import records
-from evergreen.ledger.tables import MeasurementRow, Table
+from evergreen.ledger import acts, records
+from evergreen.ledger.tables import ActRow, MeasurementRow, Table
 from evergreen.lifecycle import escalation
-from evergreen.lifecycle.windows import Watched, windows_of
+from evergreen.lifecycle.windows import windows_of
 from evergreen.workspace import Workspace
 
 
@@ -32,15 +33,25 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
             for kind in ("drift", "performance")
         }
         answers = records.answers_to(session, standing.stopped.id) if standing.stopped else []
+        restores = records.last_verified(session, name, besides=[live.version]) if live else None
+        held = records.quarantined(session, name)
+        drilled = records.drills(session, name)[:1]
+        held_back = acts.pause_of(session, name)
     last = decisions[-1]["decision"] if decisions else None
     judged = [window for window in windows if window.judged]
     drift, performance = measured["drift"], measured["performance"]
     return {
         "model": name,
-        "health": _health(live is not None, standing, judged),
+        "health": health_of(
+            live=live is not None,
+            stopped=standing.stopped is not None,
+            paused=held_back is not None,
+            violates=judged[-1].violates if judged else None,
+        ),
         "priority": standing.priority,
         "futile_retrains": standing.futile,
         "stopped": standing.stopped and standing.stopped.reason,
+        "paused": held_back and _pause(held_back),
         "answers": [
             {"answer": a.answer, "person": a.person, "comment": a.comment} for a in answers
         ],
@@ -55,9 +66,11 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
         "version": live and live.version,
         "live_since": live and live.as_of.isoformat(),
         "why": live and live.reason,
-        "promotion": ("complete" if "completed" in events else "being carried out")
-        if live
-        else None,
+        "promotion": promotion_state(events) if live else None,
+        "proof": _proof(events),
+        "rolls_back_to": restores and restores.version,
+        "quarantined": {version: row.reason for version, row in held.items()},
+        "last_drill": drilled[0].evidence if drilled else None,
         "last_decision": last and last.action,
         "last_reasons": last and last.reasons,
         "suppressed_until": last and last.until and last.until.isoformat(),
@@ -68,17 +81,44 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _health(live: bool, standing: escalation.Standing, judged: list[Watched]) -> str:
-    """One word for how a model does."""
-    if standing.stopped:
+def promotion_state(events: Collection[str]) -> str:
+    """How far a promotion has come, in a word."""
+    for event in ("disproved", "verified"):
+        if event in events:
+            return event
+    return "baking" if "completed" in events else "being carried out"
+
+
+def _proof(events: dict[str, dict[str, Any]]) -> str | None:
+    """Why a version is verified, or disproved."""
+    for event in ("disproved", "proven", "verified", "watched"):
+        if event in events:
+            return events[event].get("reason")
+    return None
+
+
+def _pause(held: ActRow) -> dict[str, str]:
+    """Who paused automatic retraining, why, and since when by the database's clock."""
+    return {"person": held.person, "comment": held.comment, "since": held.recorded_at.isoformat()}
+
+
+def health_of(*, live: bool, stopped: bool, paused: bool, violates: Collection[str] | None) -> str:
+    """One word for how a model does; what needs a person goes before what a person did.
+
+    :param violates: causes or findings beyond their bounds in the newest judged window; None when
+        no window is judged yet.
+    """
+    if stopped:
         return "stopped"
     if not live:
         return "no version"
-    if not judged:
+    if paused:
+        return "paused"
+    if violates is None:
         return "not watched yet"
-    if "performance" in judged[-1].violates:
+    if "performance" in violates:
         return "degraded"
-    return "drifting" if judged[-1].violates else "healthy"
+    return "drifting" if violates else "healthy"
 
 
 def _newest(rows: Sequence[MeasurementRow]) -> MeasurementRow | None:
@@ -87,13 +127,30 @@ def _newest(rows: Sequence[MeasurementRow]) -> MeasurementRow | None:
 
 
 def history_of(model: str, workspace: Workspace) -> list[dict[str, Any]]:
-    """Every decision with its outcome, verdict and promotion, oldest first."""
+    """Every decision with its outcome, verdict, promotion and that one's events; every rollback;
+    and every act of a person's. Oldest first.
+
+    An entry without ``decision`` is a rollback's ``promotion``, or else an ``act``.
+    """
     with workspace.ledger.read() as session:
         entries = records.history(session, model)
-    return [{name: _plain(row) for name, row in entry.items()} for entry in entries]
+        back = [{"decision": None, "promotion": row} for row in records.rollbacks(session, model)]
+        asked = acts.acts_of(session, model, limit=None)
+        for entry in (*entries, *back):
+            made = entry["promotion"]
+            entry["events"] = records.events_of(session, made.id) if made else {}
+    people = [{"decision": None, "promotion": None, "act": row} for row in reversed(asked)]
+    every = sorted((*entries, *back, *people), key=_recorded)
+    return [{name: _plain(part) for name, part in entry.items()} for entry in every]
 
 
-def _plain(row: Table | None) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
+def _recorded(entry: dict[str, Any]) -> datetime:
+    row = entry["decision"] or entry["promotion"] or entry["act"]
+    recorded: datetime = row.recorded_at
+    return recorded
+
+
+def _plain(part: Table | dict[str, Any] | None) -> dict[str, Any] | None:
+    if part is None or isinstance(part, dict):
+        return part
+    return {column.name: getattr(part, column.name) for column in part.__table__.columns}

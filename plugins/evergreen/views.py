@@ -22,7 +22,21 @@ COLOURS = {
     "drifting": "yellow",
     "degraded": "red",
     "stopped": "bold red",
+    "paused": "bold yellow",
     "failed": "bold red",
+    "verified": "green",
+    "disproved": "bold red",
+    "rollback": "bold yellow",
+    "rolled_back": "bold yellow",
+}
+
+ACTS = {
+    "retrain": "asked for a retrain",
+    "roll_back": "asked for a rollback",
+    "acknowledge": "acknowledged the escalation",
+    "decline": "left automatic retraining stopped",
+    "pause": "paused automatic retraining",
+    "resume": "resumed automatic retraining",
 }
 
 
@@ -73,8 +87,14 @@ def status(console: Console, found: list[dict[str, Any]]) -> None:
 def _remarks(entry: dict[str, Any]) -> Iterator[str]:
     if entry["why"]:
         yield f"version {entry['version']} is live because: {entry['why']}"
+    yield from _back(entry)
     if entry["stopped"]:
         yield f"STOPPED at {entry['priority']} until a person acknowledges: {entry['stopped']}"
+    if held := entry["paused"]:
+        yield (
+            f"automatic retraining is paused by {held['person']} since {_day(held['since'])}: "
+            f"{held['comment']}"
+        )
     for said in entry["answers"]:
         yield f"{said['answer']} by {said['person'] or 'nobody'}: {said['comment']}"
     yield from _watched(entry)
@@ -85,6 +105,27 @@ def _remarks(entry: dict[str, Any]) -> Iterator[str]:
     if entry["last_scored"]:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in entry["last_metrics"].items())
         yield f"last scored {entry['last_scored']}: {metrics}"
+
+
+def _back(entry: dict[str, Any]) -> Iterator[str]:
+    """Whether the live version has proved itself, and what a rollback would do."""
+    if entry["version"]:
+        proof = f": {entry['proof']}" if entry["proof"] else ""
+        yield f"version {entry['version']} is {entry['promotion']}{proof}"
+        back = entry["rolls_back_to"]
+        yield (
+            f"a rollback returns to version {back}" if back else "nothing verified to roll back to"
+        )
+    for version, reason in entry["quarantined"].items():
+        yield f"version {version} is quarantined: {reason}"
+    if entry["last_drill"] is not None:
+        yield _drilled(entry["last_drill"])
+
+
+def _drilled(drill: dict[str, Any]) -> str:
+    if not drill["passed"]:
+        return f"last drill FAILED: {drill['problem']}"
+    return f"last drill: version {drill['target']} restored in {drill['restore_seconds']:.1f} s"
 
 
 def _watched(entry: dict[str, Any]) -> Iterator[str]:
@@ -105,6 +146,9 @@ def history(console: Console, entries: list[dict[str, Any]]) -> None:
     if not entries:
         console.print("no decision yet")
     for entry in entries:
+        if entry["decision"] is None:
+            _by_hand(console, entry)
+            continue
         decision = entry["decision"]
         action, cause = coloured(decision["action"]), decision["cause"] or ""
         console.print(
@@ -116,6 +160,43 @@ def history(console: Console, entries: list[dict[str, Any]]) -> None:
                 subtitle_align="right",
             )
         )
+
+
+def _by_hand(console: Console, entry: dict[str, Any]) -> None:
+    """What no decision of the arbiter's made."""
+    if entry["promotion"] is not None:
+        _rollback(console, entry["promotion"])
+    else:
+        _act(console, entry["act"])
+
+
+def _act(console: Console, act: dict[str, Any]) -> None:
+    """What a person asked for, in one line; dated by the day on which they did."""
+    said = f"{act['person']} {ACTS[act['act']]}"
+    console.print(
+        Panel(
+            escape(f"{said}: {act['comment']}" if act["comment"] else said),
+            title=f"{act['recorded_at']:%Y-%m-%d}  {coloured(act['act'])}",
+            title_align="left",
+        )
+    )
+
+
+def _rollback(console: Console, back: dict[str, Any]) -> None:
+    """A return to an earlier version: who, when and why."""
+    lines = (
+        f"[yellow]version {back['version']} came back[/], replacing {back['replaced']}",
+        f"asked by {escape(back['person'] or 'the machine')}: {escape(back['reason'])}",
+    )
+    console.print(
+        Panel(
+            "\n".join(lines),
+            title=f"{back['as_of']:%Y-%m-%d}  {coloured('rollback')}",
+            title_align="left",
+            subtitle=escape(back["run_id"]),
+            subtitle_align="right",
+        )
+    )
 
 
 def _told(entry: dict[str, Any]) -> Iterator[str]:
@@ -132,8 +213,36 @@ def _told(entry: dict[str, Any]) -> Iterator[str]:
     if promotion:
         replaced = promotion["replaced"] or "nothing"
         yield f"[green]version {promotion['version']} went live[/], replacing {replaced}"
+        for event in ("watched", "proven", "verified", "disproved"):
+            if event in entry["events"]:
+                told = entry["events"][event].get("reason")
+                yield f"{coloured(event)}{': ' + escape(told) if told else ''}"
     elif outcome:
         yield f"outcome {coloured(outcome['outcome'])}: {escape(outcome['detail'])}"
+
+
+def rubric(console: Console, found: dict[str, Any]) -> None:
+    """Four tables, one a section: points, how they came, and what to do next."""
+    colours = {1.0: "green", 0.5: "yellow", 0.0: "red"}
+    for section, points in found["sections"].items():
+        table = Table(title=f"{section}: {points:g} of 7", title_justify="left")
+        for heading, least in (("", 3), ("test", 24), ("by", 9), ("found, and what to do", 30)):
+            table.add_column(heading, min_width=least, overflow="fold")
+        for test in (each for each in found["findings"] if each["section"] == section):
+            todo = f"\n→ {escape(test['todo'])}" if test["todo"] else ""
+            table.add_row(
+                f"[{colours[test['points']]}]{test['points']:g}[/]",
+                f"{test['number']} {test['title']}",
+                test["by"],
+                f"{escape(test['evidence'])}{todo}",
+            )
+        console.print(table)
+    console.print(
+        f"ML Test Score of {found['model']}: {found['total']:g}, the smallest section: "
+        f"{found['reading']}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def replay_line(row: Any, primary: str, second: str | None) -> str:

@@ -1,8 +1,4 @@
-"""``evergreen …``: check declarations, read the ledger, replay history, run a stage, ask for a retrain.
-
-Reading commands take ``--json``. Where things are kept comes from the environment: see
-`evergreen.workspace`. Errors end with status 1 and say what to do.
-"""
+"""Commands that run something: a stage, a retrain, history again, the demo."""
 
 from __future__ import annotations
 
@@ -12,83 +8,36 @@ import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from evergreen import views
-from evergreen.declaration import Declaration, DeclarationError, model_files, read_declaration
+from evergreen.cli.common import (
+    MODELS,
+    Airflow,
+    Model,
+    Models,
+    Person,
+    Report,
+    app,
+    console,
+    declared,
+    say,
+)
 from evergreen.errors import EvergreenError
 from evergreen.workspace import Workspace
 
-app = typer.Typer(
-    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
-)
-console = Console()
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Model = Annotated[str, typer.Argument(help="The model's name.")]
-Models = Annotated[
-    Path, typer.Option("--models", envvar="EVERGREEN_MODELS", help="The folder of model folders.")
-]
-Report = Annotated[Path | None, typer.Option("--report", help="Write the rows as JSON, too.")]
-Airflow = Annotated[
-    str | None,
-    typer.Option("--airflow", envvar="EVERGREEN_AIRFLOW_URL", help="A running Airflow's address."),
-]
-MODELS = Path("include/models")
+if TYPE_CHECKING:
+    from evergreen.ledger.tables import ActRow
+
 DEMO_HOME = Path(".evergreen/demo")
-
-
-@app.command()
-def check(models: Models = MODELS, as_json: Json = False) -> None:
-    """Validate every model file, the modules and the suite it names."""
-    from evergreen.checking import check_model
-
-    found = []
-    for file in model_files(models):
-        try:
-            check_model(read_declaration(file))
-            found.append({"file": str(file), "problem": None})
-        except DeclarationError as error:
-            found.append({"file": str(file), "problem": str(error)})
-    if not found:
-        raise DeclarationError(f"{models}: no model here. A model is a folder with a model.yaml.")
-    _print(found, as_json, views.checks)
-    if any(entry["problem"] for entry in found):
-        raise typer.Exit(1)
-
-
-@app.command()
-def status(
-    model: Annotated[str | None, typer.Argument(help="One model; all when left out.")] = None,
-    models: Models = MODELS,
-    as_json: Json = False,
-) -> None:
-    """What is live, since when and why, and what asks for a retrain."""
-    from evergreen.reporting import status_of
-
-    workspace = Workspace.from_environment()
-    declared = (
-        [_declared(models, model)] if model else list(map(read_declaration, model_files(models)))
-    )
-    _print([status_of(d, workspace) for d in declared], as_json, views.status)
-
-
-@app.command()
-def history(model: Model, models: Models = MODELS, as_json: Json = False) -> None:
-    """Every decision, verdict and promotion with its reasons: why is this version live?"""
-    from evergreen.reporting import history_of
-
-    _declared(models, model)
-    _print(history_of(model, Workspace.from_environment()), as_json, views.history)
 
 
 @app.command()
 def acknowledge(
     model: Model,
     comment: Annotated[str, typer.Option(help="What you found; kept in the ledger.")],
-    person: Annotated[str | None, typer.Option(help="Who you are; your login if left out.")] = None,
+    person: Person = None,
     models: Models = MODELS,
 ) -> None:
     """Let automatic retraining go on after it was stopped, as the task in Airflow does."""
@@ -96,7 +45,7 @@ def acknowledge(
 
     from evergreen.lifecycle.escalation import answer, open_escalation
 
-    declaration, workspace = _declared(models, model), Workspace.from_environment()
+    declaration, workspace = declared(models, model), Workspace.from_environment()
     stopped = open_escalation(declaration, workspace)
     if stopped is None:
         raise EvergreenError(f"{model} is not stopped: there is nothing to acknowledge")
@@ -109,8 +58,53 @@ def acknowledge(
         person=person or getuser(),
         comment=comment,
     )
-    for line in said.describe():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(said.describe())
+
+
+@app.command()
+def pause(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger with your name.")],
+    person: Person = None,
+    models: Models = MODELS,
+) -> None:
+    """Hold automatic retraining back until somebody resumes it. Rollbacks go on."""
+    from getpass import getuser
+
+    from evergreen.ledger import acts
+
+    declared(models, model)
+    key, who = f"cli/{os.urandom(6).hex()}", person or getuser()
+    with Workspace.from_environment().ledger.write() as session:
+        held = acts.pause(session, model, key=key, person=who, comment=reason)
+    say(_paused(held) if held.key == key else _paused_before(held))
+
+
+@app.command()
+def resume(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger with your name.")] = "",
+    person: Person = None,
+    models: Models = MODELS,
+) -> None:
+    """Let automatic retraining go on after it was paused."""
+    from getpass import getuser
+
+    from evergreen.ledger import acts
+
+    declared(models, model)
+    key, who = f"cli/{os.urandom(6).hex()}", person or getuser()
+    with Workspace.from_environment().ledger.write() as session:
+        held = acts.resume(session, model, key=key, person=who, comment=reason)
+    if held is None:
+        say([f"{model}: automatic retraining isn't paused; nothing was recorded"])
+        return
+    say(
+        [
+            f"{model}: automatic retraining goes on",
+            "the next decision reads every signal that stayed open; cooldown and budget apply",
+        ]
+    )
 
 
 @app.command()
@@ -127,8 +121,21 @@ def stage(
     from evergreen.foreground import run_stage
 
     moment = as_of if as_of.tzinfo else as_of.astimezone()
-    for line in run_stage(name, _declared(models, model), Workspace.from_environment(), moment):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(run_stage(name, declared(models, model), Workspace.from_environment(), moment))
+
+
+@app.command()
+def train_job(
+    root: Annotated[Path, typer.Option(help="The job's folder, as SageMaker lays it out.")] = Path(
+        "/opt/ml"
+    ),
+    models: Models = MODELS,
+) -> None:
+    """Train as a job of SageMaker's does: what a container runs that `compute.train` names."""
+    from evergreen.lifecycle.remote_training import run_container
+
+    reference = run_container(models, root)
+    say([f"trained: {reference.digest[:12]} {reference.uri}"])
 
 
 @app.command()
@@ -166,7 +173,7 @@ def replay(
 
     datasets = {"data": dataset, **dict(_pair(text) for text in source or [])}
     moment = until.astimezone() if until and not until.tzinfo else until
-    rows = replay_session(_declared(models, model), datasets, moment, airflow, console)
+    rows = replay_session(declared(models, model), datasets, moment, airflow, console)
     _write(report, rows)
 
 
@@ -196,26 +203,23 @@ def demo(
     )
 
 
-def main() -> None:
-    """The console script: one line of error, not a stack trace, for what Evergreen raises."""
-    from evergreen.airflow_client import AirflowError
-    from evergreen.standalone import StandaloneError
-
-    try:
-        app()
-    except (EvergreenError, AirflowError, StandaloneError) as error:
-        Console(stderr=True).print(
-            f"[bold red]{type(error).__name__}[/]", str(error), sep="\n", highlight=False
-        )
-        raise SystemExit(1) from None
+def _paused(held: ActRow) -> list[str]:
+    """What a pause means."""
+    return [
+        f"{held.model}: automatic retraining is paused by {held.person}: {held.comment}",
+        "signals stay open; a retrain under way is finished, and may go live",
+        "scoring, monitoring, rollbacks and a person's retrain go on",
+        f"to let it go on: evergreen resume {held.model}",
+    ]
 
 
-def _declared(models: Path, name: str) -> Declaration:
-    folder = models / name
-    if not folder.is_dir():
-        known = ", ".join(file.parent.name for file in model_files(models)) or "none"
-        raise DeclarationError(f"{models}: no model {name!r}; there are: {known}")
-    return read_declaration(folder)
+def _paused_before(held: ActRow) -> list[str]:
+    """Whose pause holds already."""
+    return [
+        f"{held.model}: automatic retraining is paused already by {held.person}: {held.comment}",
+        f"since {held.recorded_at:%Y-%m-%d %H:%M} UTC",
+        "nothing was recorded",
+    ]
 
 
 def _pair(text: str) -> tuple[str, Path]:
@@ -223,13 +227,6 @@ def _pair(text: str) -> tuple[str, Path]:
     if not file:
         raise typer.BadParameter(f"{text!r} is not NAME=FILE")
     return name, Path(file)
-
-
-def _print(value: Any, as_json: bool, render: Any) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-    else:
-        render(console, value)
 
 
 def _write(report: Path | None, rows: list[Any]) -> None:

@@ -1,0 +1,5 @@
+"""``python -m evergreen.cli``."""
+
+from evergreen.cli import main
+
+main()
