@@ -5,9 +5,9 @@ It is apart from the DAG files because an import error takes all DAGs of its fil
 
 from pathlib import Path
 
-from evergreen.declaration import declared_models
+from evergreen.placing import placed_models
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
 
-for _model in declared_models(MODELS):
+for _model in placed_models(MODELS):
     pass

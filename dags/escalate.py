@@ -10,12 +10,12 @@ from pathlib import Path
 
 from airflow.sdk import DAG, Asset, get_parsing_context
 
-from evergreen.declaration import usable_models
 from evergreen.operators.escalation import EscalateOperator
+from evergreen.placing import runnable_models
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
 
-for model in usable_models(MODELS, get_parsing_context().dag_id):
+for model in runnable_models(MODELS, get_parsing_context().dag_id):
     with DAG(
         dag_id=f"{model.name}.escalate",
         description=f"Ask a person when retraining {model.name} doesn't help",

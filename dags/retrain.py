@@ -2,7 +2,7 @@
 
 Runs after every monitoring. The first task reads every open signal in the ledger and decides.
 `suppress` skips the rest and says why and until when; `investigate` does too, and asks a person
-in `<model>.escalate`. A candidate goes live only when the gate's whole table passes; its
+in `<model>.escalate`; `rollback` returns to the last verified version. A candidate goes live only when the gate's whole table passes; its
 verdict is in the log of `gate`, in `evergreen history` and on the MLflow run.
 """
 
@@ -19,7 +19,6 @@ from airflow.sdk import (
     get_parsing_context,
 )
 
-from evergreen.declaration import usable_models
 from evergreen.operators.approval import approval
 from evergreen.operators.arbitration import ArbitrateOperator, ConcludeRunOperator
 from evergreen.operators.evaluation import EvaluateModelOperator
@@ -28,10 +27,15 @@ from evergreen.operators.gating import GateOperator
 from evergreen.operators.infrastructure import CheckInfrastructureOperator
 from evergreen.operators.preparation import BuildFeaturesOperator
 from evergreen.operators.promotion import PromoteModelOperator
-from evergreen.operators.training import TrainModelOperator
+from evergreen.operators.rollback import RollbackModelOperator
+from evergreen.operators.training import training_operator
 from evergreen.operators.validation import ValidateDataOperator
+from evergreen.placing import runnable_models
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
+# Airflow 3.3.2 runs a new DAG at once when less than a tenth of its interval has passed, also when
+# told False: this says that it waits for the next time.
+LATER = timedelta(0)
 FORM = {
     "reason": Param(
         "",
@@ -64,14 +68,16 @@ FORM = {
     ),
 }
 
-for model in usable_models(MODELS, get_parsing_context().dag_id):
+for model in runnable_models(MODELS, get_parsing_context().dag_id):
     watched = Asset(f"x-evergreen://{model.name}/watched")
     with DAG(
         dag_id=f"{model.name}.retrain",
         description=model.description or f"Retrain {model.name} when it is worth it",
         doc_md=__doc__,
         schedule=AssetOrTimeSchedule(
-            timetable=CronTriggerTimetable(model.triggers.schedule, timezone="UTC"),
+            timetable=CronTriggerTimetable(
+                model.triggers.schedule, timezone="UTC", run_immediately=LATER
+            ),
             assets=[watched],
         )
         if model.triggers.schedule
@@ -94,7 +100,7 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             snapshot=snapshot.output,
             validation=validation.output,
         )
-        trained = TrainModelOperator(
+        trained = training_operator(model)(
             task_id="train", model=model, decision=decision.output, features=features.output
         )
         evaluation = EvaluateModelOperator(
@@ -125,6 +131,8 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             features=features.output,
             evaluation=evaluation.output,
         )
+        back = RollbackModelOperator(task_id="roll_back", model=model, decision=decision.output)
         conclusion = ConcludeRunOperator(task_id="conclude", model=model).as_teardown()
         chain(gate, *approval(model, decision.output, gate.output), promotion, conclusion)
         chain(decision, conclusion)
+        chain(back, conclusion)

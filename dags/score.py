@@ -1,8 +1,8 @@
 """`<model>.score`: the champion answers for every partition that has no predictions yet.
 
 A partition is answered by the version that was live when it began. Predictions are in the
-store at `predictions/model=<model>/partition=<key>/`; a repeat replaces them. `<model>.monitor`
-starts next.
+store at `predictions/model=<model>/partition=<key>/`; a repeat replaces them. Where replicas are
+declared, the newest features go online. `<model>.monitor` starts next.
 """
 
 from datetime import timedelta
@@ -19,21 +19,24 @@ from airflow.sdk import (
     get_parsing_context,
 )
 
-from evergreen.declaration import usable_models
 from evergreen.operators.extraction import ExtractSnapshotOperator
-from evergreen.operators.preparation import BuildFeaturesOperator
+from evergreen.operators.preparation import BuildFeaturesOperator, MaterializeFeaturesOperator
 from evergreen.operators.scoring import ScoreBatchOperator
 from evergreen.operators.validation import ValidateDataOperator
+from evergreen.placing import runnable_models
 
 MODELS = Path(__file__).parents[1] / "include" / "models"
+# Airflow 3.3.2 runs a new DAG at once when less than a tenth of its interval has passed, also when
+# told False: this says that it waits for the next time.
+LATER = timedelta(0)
 
-for model in usable_models(MODELS, get_parsing_context().dag_id):
+for model in runnable_models(MODELS, get_parsing_context().dag_id):
     with DAG(
         dag_id=f"{model.name}.score",
         description=f"Score new partitions with the champion of {model.name}",
         doc_md=__doc__,
         schedule=AssetOrTimeSchedule(  # the day's sweep goes on where an event was lost
-            timetable=CronTriggerTimetable("@daily", timezone="UTC"),
+            timetable=CronTriggerTimetable("@daily", timezone="UTC", run_immediately=LATER),
             assets=[Asset(f"x-evergreen://{model.name}/partitions")],
         ),
         catchup=False,
@@ -70,3 +73,8 @@ for model in usable_models(MODELS, get_parsing_context().dag_id):
             task_id="announce", outlets=[Asset(f"x-evergreen://{model.name}/predictions")]
         ).as_teardown()
         chain([snapshot, score], scored)
+        if model.serving.replicas:
+            online = MaterializeFeaturesOperator(
+                task_id="materialize", model=model, features=features.output
+            )
+            chain(online, scored)
