@@ -12,12 +12,15 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _HOME = Path(tempfile.mkdtemp(prefix="evergreen-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 
+_SKIPS = os.environ.get("EVERGREEN_TEST_SKIPS")
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "EVERGREEN", "MLFLOW"))]:
-    del os.environ[_name]  # a developer's own deployment is not what tests look at
+    if not _name.startswith("EVERGREEN_TEST_"):
+        del os.environ[_name]  # a developer's own deployment is not what tests look at
 os.environ |= {
     "AIRFLOW_HOME": str(_HOME / "airflow"),
     "AIRFLOW__CORE__DAGS_FOLDER": str(_HOME / "dags"),
@@ -32,3 +35,51 @@ os.environ |= {
     "OMP_WAIT_POLICY": "PASSIVE",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
 }
+
+import pytest  # noqa: E402 - pytest reads no Airflow settings; imports below need those above
+
+from tests.printing import Figure, figure_of, figures_in  # noqa: E402 - as above
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Say a figure that the run is for; all are printed at its end."""
+    return figure_of(request.node.user_properties)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have said to ``figure``."""
+    if said := figures_in(terminalreporter.stats):
+        terminalreporter.section("figures")
+        for text in said:
+            terminalreporter.line(text)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``EVERGREEN_TEST_SKIPS=fail`` a skipped test is a failure: CI has all that tests need."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter is not None and reporter.stats.get("skipped")
+    if skipped and _SKIPS == "fail" and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+#: Files that stand on one thing, which takes minutes to make: they run in one process.
+TOGETHER = {"tests/integration/test_pages.py": "tests/integration/test_demo.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, but for what belongs together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return TOGETHER.get(file, file)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first: of two processes none shall wait for the other at the end."""
+    items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("minutes")))

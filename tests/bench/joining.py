@@ -41,8 +41,10 @@ def join(name: str, offline_store: str | None) -> float:
     """Join a month with a store, keep the answers, return the seconds."""
     from evergreen.lifecycle import features
 
+    profile = None
     if offline_store:
-        features.OFFLINE_STORE = offline_store
+        profile = ANSWERS / f"{name}.yaml"
+        profile.write_text(f"offline_store: {{type: {offline_store}}}\n")
     declaration = read_declaration(MODEL_FOLDER)
     definitions, raw = features.load(declaration, {}), month(MONTHS[0])
     store = Store(f"file://{ANSWERS}/{name}-store")
@@ -53,7 +55,9 @@ def join(name: str, offline_store: str | None) -> float:
     flights = raw["flights"].rename_axis("row_id").reset_index()
     questions = flights[["row_id", "event_timestamp", *definitions.asked_by()]]
     began = time.perf_counter()
-    answers = features.join(definitions, declaration.name, questions, tables, store)
+    answers = features.join(
+        definitions, declaration.name, questions, tables, store, feature_store=profile
+    )
     seconds = time.perf_counter() - began
     answers.to_parquet(ANSWERS / f"{name}.parquet")
     return seconds

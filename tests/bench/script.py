@@ -94,6 +94,6 @@ class Script:
         ti = SimpleNamespace(
             map_index=-1, xcom_push=push, xcom_pull=pull, get_dagrun_state=lambda *_: "running"
         )
-        run = SimpleNamespace(run_id=self.run_id, run_type="asset_triggered", run_after=NOW)
+        run = SimpleNamespace(run_id=self.run_id, run_type="manual", run_after=NOW)
         params = self.dag.params.dump()
         return {"ti": ti, "dag": self.dag, "dag_run": run, "task": task, "params": params}

@@ -17,7 +17,7 @@ from evergreen.lifecycle.ingestion import ingest
 from evergreen.standalone import Standalone
 from tests.scenarios.project import Project, month
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
 
 PLUGINS = Path(keeper.__file__).parents[1]
 DAG_ID = "example.retrain"
@@ -75,10 +75,12 @@ def test_a_broken_model_is_reported_and_the_other_has_its_dags(airflow: AirflowC
     assert error["filename"] == "declarations.py"
     assert "broken/model.yaml" in error["stack_trace"]
     assert [dag["dag_id"] for dag in airflow.dags("example.")] == [
+        "example.drill",
         "example.escalate",
         "example.ingest",
         "example.monitor",
         DAG_ID,
+        "example.rollback",
         "example.score",
     ]
 

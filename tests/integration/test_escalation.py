@@ -27,7 +27,7 @@ from evergreen.operators import EscalateOperator
 from evergreen.standalone import Standalone, free_port
 from tests.scenarios.project import Project
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(600)]
 
 PLUGINS = Path(keeper.__file__).parents[1]
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
@@ -38,10 +38,10 @@ from pathlib import Path
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
-from evergreen.declaration import usable_models
+from evergreen.placing import runnable_models
 from evergreen.notifications import ModelNotifier
 
-for model in usable_models(Path(__file__).parents[1] / "include" / "models"):
+for model in runnable_models(Path(__file__).parents[1] / "include" / "models"):
     if model.name == "example":
         with DAG(dag_id="failing"):
             BashOperator(

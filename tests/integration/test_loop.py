@@ -17,7 +17,7 @@ from evergreen.standalone import Standalone
 from tests.scenarios.project import Project
 from tests.scenarios.world import WATCHING, month
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(900)]
 
 PLUGINS = Path(keeper.__file__).parents[1]
 ESCALATE = "example.escalate"

@@ -163,6 +163,10 @@ class Project:
         """Run the monitor DAG as it runs after every scoring."""
         return self._run("monitor", "asset_triggered", {})
 
+    def roll_back(self, **form: Any) -> Run:
+        """Run the rollback DAG as a person does, from Airflow's form."""
+        return self._run("rollback", "manual", form)
+
     def live(self, **frames: pd.DataFrame) -> dict[str, Run]:
         """What happens when a partition lands: ingest, score, monitor, retrain, in this order."""
         return {

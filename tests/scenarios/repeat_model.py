@@ -49,6 +49,7 @@ _FILES = {
           latency_p95_ms: 10000   # a busy machine is not what is tested
           memory_mb: 8192
         monitoring: {min_rows: 100, drift: {sample: 500, concept: [adwin, page_hinkley, ddm]}}
+        rollback: {drill: null}
         triggers: {drift: {violations: 1, of: 1}, performance: {violations: 1, of: 1}}
     """,
     "features.py": """

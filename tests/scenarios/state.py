@@ -149,7 +149,18 @@ class State:
             for row in mlflow.get("logged_models", ())
             if row["model_id"] not in deleted
         }
-        return runs | models
+        # The digest of a model's files, which hold ids and clocks: it stands for that model.
+        logged = {
+            row["tag_value"]: f"<files of {models[row['model_id']]}>"
+            for row in mlflow.get("logged_model_tags", ())
+            if row["tag_key"] == "evergreen.artifact" and row["model_id"] in models
+        }
+        registered = {
+            row["value"]: f"<files of {row['name']} {row['version']}>"
+            for row in mlflow.get("model_version_tags", ())
+            if row["key"] == "evergreen.artifact"
+        }
+        return runs | models | logged | registered
 
     def _plain(self, path: str) -> bytes:
         return (

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evergreen.cli import app
+from evergreen.cli.common import console
 from evergreen.ledger import records
 from evergreen.lifecycle import tracking
 from tests.scenarios.project import Project, month
@@ -28,7 +29,8 @@ def test_more_data_makes_a_better_version_and_each_month_is_answered_by_its_own(
 
     project.ingest(m2024_02=month("2024-02"))
     run = project.retrain()
-    assert (run.state, set(run.states.values())) == ("success", {"success"})
+    assert run.state == "success"
+    assert {k: v for k, v in run.states.items() if v != "success"} == {"roll_back": "skipped"}
     assert "verdict: PROMOTE: better than champion 1: log_loss improves by +" in run.logs["gate"]
     assert "version 2 is live as of 2024-03-01" in run.logs["promote"]
     second = project.last("promotion")
@@ -117,7 +119,7 @@ def _prediction_log(project: Project) -> pd.DataFrame:
 
 def _history(project: Project, monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     monkeypatch.setenv("EVERGREEN_HOME", str(project.home))
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(console, "_width", 400)  # it read COLUMNS when it was imported
     arguments = ["history", project.name, "--models", str(project.models), *options]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.dags
 
 BROKEN = {
     "no such module": ("sklearn.nowhere.Classifier", "", "No module named 'sklearn.nowhere'"),
-    "no estimator": ("collections.OrderedDict", "", "holds no estimator class OrderedDict"),
+    "no estimator": ("collections.OrderedDict", "", "is of the package collections"),
     "a function that makes none": (
         "training:build",
         "def build():\n    return {}\n",
@@ -52,7 +52,7 @@ def test_mlflow_is_away_for_a_while(project: Project, monkeypatch: pytest.Monkey
         away.setenv("AIRFLOW_CONN_EVERGREEN_MLFLOW", json.dumps(server))
         away.setattr(connection, "PATIENCE", 0.1)
         run = project.retrain()
-    assert (run.state, run.states["train"], run.tries["train"]) == ("failed", "failed", 3)
+    assert (run.state, run.states["train"], run.tries["train"]) == ("failed", "failed", 6)
     assert "MLflow at http://127.0.0.1:9 can't be reached" in run.logs["train"]
     assert "outcome: failed" in run.logs["conclude"]
     outcome = project.last("outcome")
@@ -65,6 +65,18 @@ def test_mlflow_is_away_for_a_while(project: Project, monkeypatch: pytest.Monkey
     assert project.last("promotion").position == 2
 
 
+def test_a_connection_that_cannot_be_used_is_not_tried_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.ingest(m2024_02=month("2024-02"))
+    nowhere = {"conn_type": "generic", "host": "mlflow"}
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AIRFLOW_CONN_EVERGREEN_MLFLOW", json.dumps(nowhere))
+        run = project.retrain()
+    assert (run.state, run.states["arbitrate"], run.tries["arbitrate"]) == ("failed", "failed", 1)
+    assert "host is 'mlflow'" in run.logs["arbitrate"]
+
+
 def test_the_store_is_away(project: Project) -> None:
     """The decision stands in the ledger, but can't be carried out: its signals are open again."""
     project.ingest(m2024_02=month("2024-02"))
@@ -72,7 +84,7 @@ def test_the_store_is_away(project: Project) -> None:
     store.rename(store.with_name("elsewhere"))
     store.write_text("not a folder")
     run = project.retrain()
-    assert (run.state, run.states["arbitrate"], run.tries["arbitrate"]) == ("failed", "failed", 3)
+    assert (run.state, run.states["arbitrate"], run.tries["arbitrate"]) == ("failed", "failed", 6)
     assert f"the store at file://{store} can't be reached" in run.logs["arbitrate"]
     assert project.last("outcome").outcome == "failed"
     assert project.open_causes() == ["new_data"]

@@ -17,7 +17,7 @@ from evergreen.reporting import status_of
 from tests.scenarios.project import Project
 from tests.scenarios.world import SUMMER, WATCHING, month
 
-pytestmark = pytest.mark.dags
+pytestmark = [pytest.mark.dags, pytest.mark.minutes(3)]
 
 
 @pytest.fixture(scope="session")
@@ -168,9 +168,7 @@ def test_drift_waits_for_cooldown_and_budget(
     project.declare(**{**WATCHING, "triggers": {**WATCHING["triggers"], **held}})
     runs = project.live(m2024_02=month("2024-02", season=SUMMER))
     log = runs["retrain"].logs["arbitrate"]
-    assert (
-        f"{why}\npriority: P3, 0 futile retrains in a row\ndecision: SUPPRESS until 2024-0" in log
-    )
+    assert f"{why}\npriority: P3\ndecision: SUPPRESS until 2024-0" in log
     assert status_of(project.declaration, project.workspace)["suppressed_until"] is not None
     assert "drift" in project.open_causes()
     assert (priority(project), retrains(project)) == ("P3", [])

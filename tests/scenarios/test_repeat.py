@@ -13,7 +13,7 @@ import pytest
 
 from tests.scenarios.repeat_model import REPOSITORY
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.minutes(3)]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_life_that_is_repeated_is_a_whole_one(report: dict[str, Any]) -> None:
-    """Nothing was skipped or refused: a second champion replaced the first, and days were scored."""
-    assert report["raised"] == {}
-    assert report["promotions"] == [1, 2]
+    """Nothing else was skipped or refused: a second champion replaced the first, which came back
+    at the end, and days were scored."""
+    assert set(report["raised"]) == {"punctuality.retrain.roll_back"}  # the arbiter says retrain
+    assert report["promotions"] == [1, 2, 3]
     assert report["scores"] > 0
 
 
 def test_every_operator_was_killed_in_the_middle(report: dict[str, Any]) -> None:
     spared = {each["task"] for each in report["reports"] if len(each["kills"]) < 3}
+    spared -= {"retrain.roll_back"}  # it has nothing to do here, and takes no time for that
     assert report["reports"]
     assert not spared
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evergreen.ledger import records
+from evergreen.ledger import acts, records
 from evergreen.lifecycle.arbitration import arbitrate
 from tests.scenarios.project import Project, month
 from tests.scenarios.runs import Run
@@ -63,6 +63,25 @@ def test_held_back_until_a_moment(
     assert f"{why}\ndecision: SUPPRESS until {moment.isoformat()}" in run.logs["arbitrate"]
     assert project.open_causes() == ["new_data"]
     then = arbitrate(project.declaration, project.workspace, run_id="then", as_of=moment)
+    assert (then.action, then.cause) == ("retrain", "new_data")
+
+
+def test_paused_by_a_person(project: Project) -> None:
+    """What asks stays open, so that the first run after the pause answers it."""
+    project.ingest(m2024_02=month("2024-02"))
+    with project.workspace.ledger.write() as session:
+        acts.pause(session, project.name, key="1", person="vera", comment="a new schema lands")
+    run = project.retrain()
+    assert_suppressed(project, run)
+    assert (
+        "paused by vera: a new schema lands\n"
+        "  resume in Models, or by `evergreen resume example`\n"
+        "decision: SUPPRESS" in run.logs["arbitrate"]
+    )
+    assert project.open_causes() == ["new_data"]
+    with project.workspace.ledger.write() as session:
+        acts.resume(session, project.name, key="2", person="ann", comment="it has landed")
+    then = arbitrate(project.declaration, project.workspace, run_id="then")
     assert (then.action, then.cause) == ("retrain", "new_data")
 
 
