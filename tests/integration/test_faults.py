@@ -70,6 +70,8 @@ FAULTS: dict[str, Callable[[Topology, Door], None]] = {
     "model_mlflow": _mlflow_is_down,
     "model_store": _store_is_ill,
 }
+#: Those that last longer than a retrain takes.
+LASTING = {"model_mlflow", "model_store"}
 SMALL: dict[str, Any] = {
     "data": {"sweep": "0 0 1 1 *"},
     "gate": {"resamples": 200},
@@ -192,6 +194,8 @@ def test_a_retrain_survives(fleet: Fleet, fault: str, figure: Figure) -> None:
             fault, "second", lambda: fleet.states(fault, "second")["build_features"][0] in at_work
         )
         FAULTS[fault](fleet.it, fleet.way)
+        if fault in LASTING:  # no retrain ends without what was away: it was felt
+            assert not _quietly(fleet, fault)
     fleet.wait(fault, "second", lambda: _quietly(fleet, fault))
     states = fleet.states(fault, "second")
     tries = {task: tried for task, (_, tried) in states.items() if tried > 1}
