@@ -35,14 +35,22 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def moment(value: datetime | str | None, *, short: bool = False) -> Markup | str:
-    """A time in UTC, with the whole of it for machines."""
+def moment(
+    value: datetime | str | None, *, short: bool = False, hour: bool = False
+) -> Markup | str:
+    """A time in UTC, with the whole of it for machines; midnight is a day unless ``hour``."""
     if value is None:
         return "–"
     at = datetime.fromisoformat(value) if isinstance(value, str) else value
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    text = at.strftime("%Y-%m-%d" if short or not (at.hour or at.minute) else "%Y-%m-%d %H:%M")
+    day = short or not (hour or at.hour or at.minute)
+    text = at.strftime("%Y-%m-%d" if day else "%Y-%m-%d %H:%M")
     return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), text)
+
+
+def clock(value: datetime | str | None) -> Markup | str:
+    """A time of the wall's clock in UTC, with its hour at midnight too."""
+    return moment(value, hour=True)
 
 
 @cache
@@ -55,8 +63,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": number, "share": share, "moment": moment,
+        "number": number, "share": share, "moment": moment, "clock": clock,
         "part": lambda text: quote(text, safe=""),
+        "path": lambda text: quote(text, safe="/"),
         "short": lambda text: text[:12] if text else "–",
     }  # fmt: skip
     return environment

@@ -12,19 +12,36 @@ import pytest
 
 from evergreen.lifecycle.contracts import ValidationReport
 from evergreen.ui import places
-from evergreen.ui.reports import SANDBOX
+from evergreen.ui.reports import READ, SANDBOX
 from evergreen.workspace import Workspace
 from tests.unit.ui.browser import Person
 from tests.unit.ui.lives import check_inert, go_live, look, measure
 
 PAGE = b"<html><script>drawn()</script>of the report</html>"
+RESULTS = "validations/data/2013-01/1/index.html"
 SECRET = "not a report"
+
+
+#: As Great Expectations writes its pages: looks and scripts come from elsewhere.
+GREAT = """<!DOCTYPE html><html><head><link rel="stylesheet" href="https://cdn/bootstrap.css">
+<style>.x { background: url(https://cdn/x.png) }</style><script src="https://cdn/jquery.js"></script>
+<meta http-equiv="refresh" content="0; url=https://elsewhere"></head><body onload="run()">
+<a href="../../../../index.html">Home</a> <a href="#section-2">Columns</a> <img src="https://cdn/logo.png">
+<table><tr><td><i class="fas fa-check-circle"></i></td><td>values must be &lt;b&gt; &amp; not null</td></tr></table>
+<form action="https://elsewhere"><input></form><script>$("x").hide()</script>
+<footer>Subscribe <a href="https://elsewhere">here</a></footer></body></html>"""
 
 
 @pytest.fixture
 def validated(workspace: Workspace) -> str:
     """A run whose task validate_data has left a report of two pages. Returns the run's id."""
-    uri = workspace.store.put_bytes("reports/example/abc/index.html", PAGE)
+    links = "".join(
+        f'<li><a href="{name}">{name}</a>'
+        for name in ("expectations/a b.html", RESULTS, "../other.html", "https://elsewhere/x")
+    )
+    index = PAGE.replace(b"</html>", links.encode() + b"</html>")
+    uri = workspace.store.put_bytes("reports/example/abc/index.html", index)
+    workspace.store.put_bytes(f"reports/example/abc/{RESULTS}", GREAT.encode())
     workspace.store.put_bytes("reports/example/abc/static/a b.css", b"body{}")
     workspace.store.put_bytes("reports/example/other.html", b"of another report")
     workspace.store.put_bytes("documents/secret.json", SECRET.encode())
@@ -134,12 +151,46 @@ def test_a_validation_report_is_shown_with_its_pages(vera: Person, validated: st
     frame = check_inert(vera.get(validation(validated, "")).text)
     (inner,) = [attributes for tag, attributes in frame.tags if tag == "iframe"]
     shown = vera.get(str(inner["src"]).removeprefix("/evergreen"))
-    assert (shown.status_code, shown.content) == (200, PAGE)
-    assert shown.headers["content-security-policy"] == SANDBOX
+    assert shown.status_code == 200
+    assert "of the report" in shown.text
+    assert shown.headers["content-security-policy"] == READ
+    assert "script-src" not in READ
     style = vera.get(validation(validated, "static/a%20b.css"))
     under_a_page = vera.get(validation(validated, "index.html/x"))
     assert PAGE not in under_a_page.content
     assert (style.content, style.headers["content-type"]) == (b"body{}", "text/css; charset=utf-8")
+
+
+def test_a_validation_s_pages_are_linked_to_beside_its_frame(vera: Person, validated: str) -> None:
+    """A frame without an origin sends no cookie, so that links inside it would lead to a 401."""
+    frame = check_inert(vera.get(validation(validated, "")).text)
+    (inner,) = [attributes for tag, attributes in frame.tags if tag == "iframe"]
+    links = [a["href"] for tag, a in frame.tags if tag == "a" and a.get("target") == inner["name"]]
+    start = f"/evergreen{validation(validated, '')}"
+    assert links == [
+        f"{start}index.html", f"{start}{RESULTS}", f"{start}expectations/a%20b.html"
+    ]  # fmt: skip
+    assert "results for data" in frame.text
+    assert vera.get(str(links[1]).removeprefix("/evergreen")).status_code == 200
+
+
+def test_a_page_of_great_expectations_reads_well_without_a_network(
+    vera: Person, validated: str
+) -> None:
+    shown = vera.get(validation(validated, RESULTS)).text
+    assert "https://" not in shown
+    assert "values must be &lt;b&gt; &amp; not null" in shown
+    seen = look(shown)
+    assert not {"script", "img", "link", "form", "footer"} & {tag for tag, _ in seen.tags}
+    assert not [name for _, attributes in seen.tags for name in attributes if name == "onload"]
+    assert [a["href"] for tag, a in seen.tags if tag == "a" and "href" in a] == ["#section-2"]
+    assert ".fa-check-circle::before" in shown
+
+
+def test_a_validation_report_that_is_gone_is_said(vera: Person, workspace: Workspace) -> None:
+    run = hand_over(workspace, f"{workspace.store.root}/reports/example/gone/index.html")
+    for name in ("", "index.html"):
+        assert "isn't in the store any more" in says(vera.get(validation(run, name)))
 
 
 @pytest.mark.parametrize("name", [
@@ -172,7 +223,7 @@ def test_what_a_task_left_is_checked(vera: Person, workspace: Workspace) -> None
         hand_over(workspace, "x", digest="0" * 64), hand_over(workspace, "x", uri=outside),
         hand_over(workspace, "x", uri=f"{workspace.store.root}/../x"),
     ):  # fmt: skip
-        for name in ("index.html", "passwd"):
+        for name in ("", "index.html", "passwd"):
             answer = vera.get(validation(run, name))
             assert answer.status_code == 404, answer.text
             assert "root:" not in answer.text
