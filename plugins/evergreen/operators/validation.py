@@ -60,4 +60,6 @@ class ValidateDataOperator(StageOperator):
                 if not c.passed and c.severity == "block"
             )
             context["ti"].xcom_push(key=REFUSED, value=reason)
+            # A task that fails returns nothing, and the report is what a person wants to see now.
+            context["ti"].xcom_push(key="return_value", value=reference)
             raise AirflowFailException(reason)
