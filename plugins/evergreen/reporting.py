@@ -11,7 +11,7 @@ from evergreen.declaration import Declaration
 from evergreen.ledger import acts, records
 from evergreen.ledger.tables import ActRow, MeasurementRow, Table
 from evergreen.lifecycle import escalation
-from evergreen.lifecycle.windows import windows_of
+from evergreen.lifecycle.windows import WATCHED, judged_for, windows_of
 from evergreen.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
         windows = windows_of(session, live) if live else []
         measured = {
             kind: _newest(records.measurements(session, name, kind, live.version if live else None))
-            for kind in ("drift", "performance")
+            for kind in WATCHED
         }
         answers = records.answers_to(session, standing.stopped.id) if standing.stopped else []
         restores = records.last_verified(session, name, besides=[live.version]) if live else None
@@ -39,6 +39,12 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
         held_back = acts.pause_of(session, name)
     last = decisions[-1]["decision"] if decisions else None
     judged = [window for window in windows if window.judged]
+    newest = {cause: found[-1] for cause in WATCHED if (found := judged_for(windows, cause))}
+    violates = {
+        cause: window.violates[cause]
+        for cause, window in newest.items()
+        if cause in window.violates
+    }
     drift, performance = measured["drift"], measured["performance"]
     return {
         "model": name,
@@ -46,7 +52,7 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
             live=live is not None,
             stopped=standing.stopped is not None,
             paused=held_back is not None,
-            violates=judged[-1].violates if judged else None,
+            violates=violates if judged else None,
         ),
         "priority": standing.priority,
         "futile_retrains": standing.futile,
@@ -56,9 +62,11 @@ def status_of(declaration: Declaration, workspace: Workspace) -> dict[str, Any]:
             {"answer": a.answer, "person": a.person, "comment": a.comment} for a in answers
         ],
         "window": judged[-1].key if judged else None,
-        "violates": judged[-1].violates if judged else {},
+        "violates": violates,
+        "judged_in": {cause: window.key for cause, window in newest.items()},
         "drift_share": drift and drift.evidence.get("share"),
         "drift_report": drift and drift.evidence.get("report"),
+        "measured_in": performance and performance.window,
         "realised": performance and performance.evidence["realised"],
         "estimated": performance and performance.evidence["estimated"],
         "matured": performance and performance.evidence["matured"],
@@ -105,25 +113,25 @@ def _pause(held: ActRow) -> dict[str, str]:
 def health_of(*, live: bool, stopped: bool, paused: bool, violates: Collection[str] | None) -> str:
     """One word for how a model does; what needs a person goes before what a person did.
 
-    :param violates: causes or findings beyond their bounds in the newest judged window; None when
-        no window is judged yet.
+    :param violates: causes beyond their bounds, each in the newest window in which it is judged;
+        None when no window is judged yet.
     """
     if stopped:
         return "stopped"
     if not live:
         return "no version"
+    if violates:
+        return "degraded" if "performance" in violates else "drifting"
     if paused:
         return "paused"
-    if violates is None:
-        return "not watched yet"
-    if "performance" in violates:
-        return "degraded"
-    return "drifting" if violates else "healthy"
+    return "not watched yet" if violates is None else "healthy"
 
 
 def _newest(rows: Sequence[MeasurementRow]) -> MeasurementRow | None:
+    """The newest judged one; of performance one by labels, if there is any, for they come late."""
     judged = [row for row in rows if row.judged]
-    return judged[-1] if judged else None
+    by_labels = [row for row in judged if row.evidence.get("basis") == "realised"]
+    return next(reversed(by_labels or judged), None)
 
 
 def history_of(model: str, workspace: Workspace) -> list[dict[str, Any]]:

@@ -130,15 +130,19 @@ def _drilled(drill: dict[str, Any]) -> str:
 
 def _watched(entry: dict[str, Any]) -> Iterator[str]:
     """What monitoring saw last."""
-    if entry["window"]:
-        found = [f"{cause} ({', '.join(what)})" for cause, what in entry["violates"].items()]
-        yield f"window {entry['window']}: violates {', '.join(found) or 'nothing'}"
+    for window in dict.fromkeys(entry["judged_in"].values()):  # labels may come later than answers
+        causes = [cause for cause, key in entry["judged_in"].items() if key == window]
+        found = [
+            f"{c} ({', '.join(entry['violates'][c])})" for c in causes if c in entry["violates"]
+        ]
+        yield f"window {window}, judged for {' and '.join(causes)}: violates {', '.join(found) or 'nothing'}"
     if entry["drift_share"] is not None:
         yield f"inputs drifted by importance: {entry['drift_share']:.0%}"
     estimates = entry["estimated"] or {}
     for name, value in (entry["realised"] or {}).items():
         before = f", estimated {_interval(estimates[name])}" if name in estimates else ""
-        yield f"{name}: realised {_interval(value)} on {entry['matured']:,} labels{before}"
+        told = f"realised {_interval(value)} on {entry['matured']:,} labels"
+        yield f"{name} in {entry['measured_in']}: {told}{before}"
 
 
 def history(console: Console, entries: list[dict[str, Any]]) -> None:

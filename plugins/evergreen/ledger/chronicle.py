@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from evergreen.ledger import records
@@ -43,8 +43,10 @@ class Entry:
 class Point:
     """A window measured.
 
-    :ivar realised: value, low and high of the asked metric; so is ``estimated``.
+    :ivar realised: value, low and high of the asked metric; so is ``estimated``. ``basis`` says by
+        which of them the window was judged.
     :ivar share: of the inputs, by importance, that drifted; ``bound`` is the most allowed.
+    :ivar reference: the asked metric at promotion.
     """
 
     kind: str
@@ -57,6 +59,8 @@ class Point:
     estimated: dict[str, float] | None
     share: float | None
     bound: float | None
+    reference: float | None
+    basis: str | None
 
 
 def entries(
@@ -111,18 +115,34 @@ def verdict_of(session: Session, promotion: PromotionRow) -> VerdictRow | None:
 
 
 def decided(session: Session, model: str) -> Sequence[Any]:
-    """The newest decisions' ``as_of``, ``action``, ``cause`` and ``run_id``; oldest first."""
+    """The newest decisions' ``as_of``, ``recorded_at``, ``action``, ``cause``, ``outcome`` (the
+    latest, None before any) and ``run_id``; oldest first."""
+    came = (
+        select(OutcomeRow.outcome)
+        .where(OutcomeRow.decision_id == DecisionRow.id)
+        .order_by(OutcomeRow.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
     rows = (
-        select(DecisionRow.as_of, DecisionRow.action, DecisionRow.cause, DecisionRow.run_id)
+        select(
+            DecisionRow.as_of, DecisionRow.recorded_at, DecisionRow.action, DecisionRow.cause,
+            came.label("outcome"), DecisionRow.run_id,
+        )
         .where(DecisionRow.model == model)
         .order_by(DecisionRow.id.desc())
         .limit(DRAWN)
-    )
+    )  # fmt: skip
     return session.execute(rows).all()[::-1]
 
 
-def points(session: Session, model: str, metric: str | None) -> list[Point]:
-    """Each window's latest measurement of drift and performance, by event time."""
+def points(
+    session: Session, model: str, metric: str | None, limit: int | None = None
+) -> list[Point]:
+    """Each window's latest measurement of drift and performance, by event time.
+
+    :param limit: the newest of them at most; `DRAWN` of each kind when None.
+    """
     evidence = MeasurementRow.evidence
     newest = (
         select(func.max(MeasurementRow.id))
@@ -141,10 +161,18 @@ def points(session: Session, model: str, metric: str | None) -> list[Point]:
             evidence["estimated"][metric or ""].as_json(),
             evidence["share"].as_float(),
             evidence["share_bound"].as_float(),
+            # Of drift it is a digest; the kind is asked first, for PostgreSQL takes nothing from one.
+            case(
+                (
+                    MeasurementRow.kind == "performance",
+                    evidence["reference"][metric or ""].as_float(),
+                )
+            ),
+            evidence["basis"].as_string(),
         )
         .where(MeasurementRow.id.in_(newest))
         .order_by(MeasurementRow.end.desc(), MeasurementRow.id.desc())
-        .limit(2 * DRAWN)
+        .limit(limit or 2 * DRAWN)
     )
     found = [
         Point(kind, window, version, end, judged, tuple(violates), *numbers)
@@ -153,8 +181,13 @@ def points(session: Session, model: str, metric: str | None) -> list[Point]:
     return found[::-1]
 
 
-def latest(session: Session, promotion: PromotionRow, kind: str) -> MeasurementRow | None:
-    """The newest judged window of a kind that a live version answered, with all evidence."""
+def latest(
+    session: Session, promotion: PromotionRow, kind: str, basis: str | None = None
+) -> MeasurementRow | None:
+    """The newest judged window of a kind that a live version answered, with all evidence.
+
+    :param basis: judged by this, ``realised`` labels or ``estimated``; by either when None.
+    """
     rows = select(MeasurementRow).where(
         MeasurementRow.model == promotion.model,
         MeasurementRow.version == promotion.version,
@@ -162,6 +195,8 @@ def latest(session: Session, promotion: PromotionRow, kind: str) -> MeasurementR
         MeasurementRow.judged,
         MeasurementRow.start >= promotion.as_of,
     )
+    if basis is not None:
+        rows = rows.where(MeasurementRow.evidence["basis"].as_string() == basis)
     return session.scalar(
         rows.order_by(MeasurementRow.end.desc(), MeasurementRow.id.desc()).limit(1)
     )

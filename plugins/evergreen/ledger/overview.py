@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import CTE, Text, and_, column, exists, func, select, values
+from sqlalchemy import CTE, Text, and_, cast, column, exists, func, or_, select, values
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from evergreen.ledger.records import LOST
@@ -31,27 +32,36 @@ from evergreen.ledger.tables import (
 )
 
 Row = TypeVar("Row", bound=Table)
-KINDS = ("drift", "performance", "concept")
+#: Of each live version's measurements, the newest of these speak for it; see `_newest_judged`.
+SPEAK = ("drift", "performance", "realised", "labels")
 _FEW = 20  # models that are asked for by name
 _AT_ONCE = 5_000  # identifiers in one statement: SQLite takes 32,766 variables
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The newest judged window of one kind that a live version answered.
+    """A window that a live version answered.
 
     :ivar violates: what is beyond its bound.
-    :ivar share: drifted inputs by importance, of ``drift``.
+    :ivar share: drifted inputs by importance, of ``drift``; ``share_bound`` is the most allowed.
+    :ivar basis: what ``performance`` was judged by: ``realised`` labels, or ``estimated``.
     :ivar realised: metric → value and interval, of ``performance``.
     :ivar reference: metric → value at promotion, of ``performance``.
+    :ivar bound: that ``metric``, the watched one, was judged by.
     """
 
     kind: str
     window: str
+    end: datetime
+    judged: bool
     violates: tuple[str, ...]
-    share: float | None
-    realised: dict[str, Any]
-    reference: dict[str, Any]
+    share: float | None = None
+    share_bound: float | None = None
+    basis: str | None = None
+    realised: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+    bound: float | None = None
 
 
 def live(session: Session, names: Collection[str]) -> dict[str, PromotionRow]:
@@ -89,7 +99,7 @@ def events(session: Session, promotions: Collection[int]) -> dict[int, set[str]]
 
 
 def measured(session: Session, promotions: Collection[PromotionRow]) -> dict[str, list[Measured]]:
-    """Model → the newest judged window of each kind, the newest window first."""
+    """Model → the newest windows by which each of its causes is judged, the newest window first."""
     found: dict[str, list[Measured]] = {}
     evidence = MeasurementRow.evidence
     for some in _batches(_newest_judged(session, promotions)):
@@ -98,19 +108,28 @@ def measured(session: Session, promotions: Collection[PromotionRow]) -> dict[str
                 MeasurementRow.model,
                 MeasurementRow.kind,
                 MeasurementRow.window,
+                MeasurementRow.end,
+                MeasurementRow.judged,
                 MeasurementRow.violates,
-                evidence["share"].as_float(),
-                evidence["realised"].as_json(),
-                evidence["reference"].as_json(),
+                evidence["share"].as_float().label("share"),
+                evidence["share_bound"].as_float().label("share_bound"),
+                evidence["basis"].as_string().label("basis"),
+                evidence["realised"].as_json().label("realised"),
+                evidence["reference"].as_json().label("reference"),
+                evidence["metric"].as_string().label("metric"),
+                evidence["bound"].as_float().label("bound"),
             )
             .where(MeasurementRow.id.in_(some))
             .order_by(MeasurementRow.end.desc(), MeasurementRow.id)
         )
-        for model, kind, window, violates, share, realised, reference in session.execute(rows):
-            known = reference if isinstance(reference, dict) else {}  # of drift it is a digest
-            found.setdefault(model, []).append(
-                Measured(kind, window, tuple(violates), share, realised or {}, known)
-            )
+        for row in session.execute(rows):
+            known = row.reference if isinstance(row.reference, dict) else {}  # of drift, a digest
+            found.setdefault(row.model, []).append(
+                Measured(
+                    row.kind, row.window, row.end, row.judged, tuple(row.violates), row.share,
+                    row.share_bound, row.basis, row.realised or {}, known, row.metric, row.bound,
+                )
+            )  # fmt: skip
     return found
 
 
@@ -208,27 +227,49 @@ def _newest(
 
 
 def _newest_judged(session: Session, promotions: Collection[PromotionRow]) -> list[int]:
-    """Each live version's newest judged measurement of each kind, by the end of its window."""
-    found: list[int] = []
+    """Each live version's newest measurements, by the end of their windows: of drift; of
+    performance; of performance by realised labels, which come late; and one by which labels or
+    errors drift, judged by itself or not."""
+    found: set[int] = set()
+    named, later = cast(MeasurementRow.violates, Text), aliased(MeasurementRow)
+    again = exists().where(  # the latest measurement of a window speaks for it
+        later.model == MeasurementRow.model,
+        later.version == MeasurementRow.version,
+        later.kind == MeasurementRow.kind,
+        later.window == MeasurementRow.window,
+        later.id > MeasurementRow.id,
+    )
+    speak = {
+        "drift": and_(MeasurementRow.kind == "drift", or_(MeasurementRow.judged, named != "[]")),
+        "performance": and_(MeasurementRow.kind == "performance", MeasurementRow.judged),
+        "realised": and_(
+            MeasurementRow.kind == "performance",
+            MeasurementRow.judged,
+            MeasurementRow.evidence["basis"].as_string() == "realised",
+        ),
+        "labels": and_(
+            MeasurementRow.kind == "performance", named.not_in(("[]", '["performance"]'))
+        ),
+    }
     for some in _batches([row.id for row in promotions]):
         each = [
             select(MeasurementRow.id)
             .where(
                 MeasurementRow.model == PromotionRow.model,
                 MeasurementRow.version == PromotionRow.version,
-                MeasurementRow.kind == kind,
-                MeasurementRow.judged,
+                speak[which],
+                ~again,
                 MeasurementRow.start >= PromotionRow.as_of,
             )
             .order_by(MeasurementRow.end.desc(), MeasurementRow.id.desc())
             .limit(1)
             .correlate(PromotionRow)
             .scalar_subquery()
-            for kind in KINDS
+            for which in SPEAK
         ]
         for keys in session.execute(select(*each).where(PromotionRow.id.in_(some))):
-            found += [key for key in keys if key is not None]
-    return found
+            found |= {key for key in keys if key is not None}
+    return sorted(found)
 
 
 def _anchor(table: type[Table], names: Sequence[str]) -> CTE:

@@ -138,6 +138,9 @@ def _production(performance: MeasurementRow | None, drift: MeasurementRow | None
     yield ""
     if performance is None and drift is None:
         yield "No window is judged yet."
+    elif performance is None:
+        yield "No window is judged by labels yet."
+        yield ""
     if performance is not None:
         for metric, found in performance.evidence["realised"].items():
             yield from _facts((metric, f"{_interval(found)} in {performance.window}"))

@@ -48,9 +48,10 @@ def evaluation(
     found, metric = made.evaluation, asked.primaries(ledger, [made.live]).get(model, "")
     if found is None:
         raise HTTPException(404, "the evaluation of this version isn't in the store")
+    slices = _slices(found, metric)
     return page(
-        request, "evaluation.html", report=found, metric=metric,
-        slices=[one for one in _slices(found) if metric in one[2]], most=MOST,
+        request, "evaluation.html", report=found, metric=metric, slices=slices[:MOST],
+        every=len(slices),
         features=sorted(found.importance, key=lambda name: -abs(found.importance[name]))[:MOST],
     )  # fmt: skip
 
@@ -135,17 +136,18 @@ def _card(
         snapshot=found.snapshot,
         trained=found.trained,
         evaluation=found.evaluation,
-        performance=chronicle.latest(ledger, found.live, "performance"),
+        performance=chronicle.latest(ledger, found.live, "performance", "realised"),
         drift=chronicle.latest(ledger, found.live, "drift"),
         acts=acts.acts_of(ledger, model, limit=5),
     )
 
 
-def _slices(report: Evaluation) -> list[tuple[str, str, dict[str, float]]]:
-    """Column, value, and metric → value, the champion's as ``champion.<metric>``; the first of them."""
-    every = [
+def _slices(report: Evaluation, metric: str) -> list[tuple[str, str, dict[str, float]]]:
+    """Column, value, and metric → value, the champion's as ``champion.<metric>``; of slices that
+    have the metric, for the others had too few rows."""
+    return [
         (column, value, found)
         for column, values in report.slices.items()
         for value, found in values.items()
+        if metric in found
     ]
-    return every[:MOST]

@@ -14,8 +14,11 @@ from sqlalchemy.orm import Session
 from evergreen.declaration import METRICS
 from evergreen.ledger import overview as asked
 from evergreen.ledger.tables import ActRow, AnswerRow, DecisionRow, EscalationRow, PromotionRow
+from evergreen.lifecycle.windows import CAUSE_OF
 from evergreen.reporting import health_of, promotion_state
 
+#: The DAGs that every model has.
+FAMILIES = ("retrain", "ingest", "score", "monitor", "rollback", "bake", "drill", "escalate")
 #: How urgent a word of health is: the overview's first order.
 URGENCY = (
     "stopped", "degraded", "no version", "drifting", "paused", "not watched yet", "healthy",
@@ -41,8 +44,11 @@ class Row:
     """One model.
 
     :ivar metric: the primary metric's name, and whether greater is better.
-    :ivar now: its value on the newest window with labels; ``then`` at promotion.
+    :ivar now: its value on ``seen``, the newest window judged on labels; ``then`` at promotion.
+    :ivar bound: that the metric was judged by in that window, where it is the watched one.
+    :ivar beyond: whether performance was surely beyond its bound then.
     :ivar share: of the inputs, by importance, that drifted in the newest window.
+    :ivar decided: the time that the last decision is about; ``recorded`` by the wall's clock.
     """
 
     model: str
@@ -55,10 +61,15 @@ class Row:
     greater_is_better: bool | None = None
     now: float | None = None
     then: float | None = None
+    seen: str | None = None
+    bound: float | None = None
+    beyond: bool = False
     share: float | None = None
+    share_bound: float | None = None
     decision: str | None = None
     cause: str | None = None
     decided: datetime | None = None
+    recorded: datetime | None = None
     signals: Mapping[str, int] = field(default_factory=dict)
     paused: ActRow | None = None
     next: Scheduled = Scheduled()
@@ -120,11 +131,9 @@ def _row(
     escalation, answers = stop or (None, [])
     acknowledged = next((a for a in answers if a.answer == "acknowledged"), None)
     stopped = escalation is not None and acknowledged is None
-    newest = [found for found in measured if found.window == measured[0].window]
-    violates = {found for each in newest for found in each.violates}
-    by_kind = {each.kind: each for each in reversed(measured)}
-    performance, drift = by_kind.get("performance"), by_kind.get("drift")
-    realised = performance.realised.get(metric) if performance and metric else None
+    seen = next((each for each in measured if each.basis == "realised" and each.judged), None)
+    drift = next((each for each in measured if each.kind == "drift" and each.judged), None)
+    realised = seen.realised.get(metric) if seen and metric else None
     known = METRICS.get(metric) if metric else None
     return Row(
         model=name,
@@ -132,7 +141,7 @@ def _row(
             live=live is not None,
             stopped=stopped,
             paused=paused is not None,
-            violates=violates if measured else None,
+            violates=violates_of(measured),
         ),
         priority=_priority(decision, escalation if stopped else None, acknowledged),
         version=live.version if live else None,
@@ -141,15 +150,35 @@ def _row(
         metric=metric,
         greater_is_better=known.greater_is_better if known else None,
         now=realised["value"] if realised else None,
-        then=performance.reference.get(metric) if performance and metric else None,
+        then=seen.reference.get(metric) if seen and metric else None,
+        seen=seen.window if seen else None,
+        bound=seen.bound if seen and seen.metric == metric else None,
+        beyond="performance" in seen.violates if seen else False,
         share=drift.share if drift else None,
+        share_bound=drift.share_bound if drift else None,
         decision=decision.action if decision else None,
         cause=decision.cause if decision else None,
         decided=decision.as_of if decision else None,
+        recorded=decision.recorded_at if decision else None,
         signals=dict(sorted(signals.items())),
         paused=paused,
         next=scheduled,
     )
+
+
+def violates_of(measured: Sequence[asked.Measured]) -> set[str] | None:
+    """The causes that are beyond their bounds, each in the newest window in which it is judged: by
+    labels, performance is judged later than drift. None when nothing is judged yet.
+
+    The same as `evergreen.reporting` finds from all of a model's windows.
+    """
+    causes: dict[str, dict[str, set[str]]] = {"performance": {}, "drift": {}}
+    for each in measured:  # the newest window first
+        found = {CAUSE_OF[name] for name in each.violates}
+        for cause in found | ({each.kind} if each.judged else set()):
+            causes[cause].setdefault(each.window, set()).update(found & {cause})
+    newest = [next(iter(windows.values())) for windows in causes.values() if windows]
+    return set().union(*newest) if newest else None
 
 
 def _priority(
@@ -165,12 +194,13 @@ def _priority(
 
 def scheduled(airflow: Session, permitted: set[str]) -> dict[str, Scheduled]:
     """The models whose retrain DAG a user may read → what Airflow starts next for them."""
-    families = [f"%.{family}" for family in ("retrain", "ingest", "score", "monitor", "drill")]
+    families = [f"%.{family}" for family in FAMILIES]
     found: dict[str, list[Any]] = {}
     query = (
         select(DagModel.dag_id, DagModel.next_dagrun_create_after, DagModel.is_paused)
         .join(DagTag, DagTag.dag_id == DagModel.dag_id)
         .where(DagTag.name == "evergreen", or_(*map(DagModel.dag_id.like, families)))
+        .where(~DagModel.is_stale)  # its file is gone: Airflow starts it no more
     )
     for dag_id, at, held in airflow.execute(query):
         model = dag_id.rpartition(".")[0]

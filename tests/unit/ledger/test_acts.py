@@ -134,7 +134,7 @@ def test_of_many_who_pause_at_once_one_does(ledger: Ledger) -> None:
     assert len(held) == 1
 
 
-@settings(max_examples=40)  # each writes some dozens of transactions
+@settings(max_examples=40, deadline=None)  # each writes some dozens of transactions
 @given(asked=asked)
 def test_any_row_of_wishes_gives_what_a_switch_gives(
     shared: Ledger, asked: list[tuple[str, int]]

@@ -132,12 +132,12 @@ def test_a_point_is_the_latest_of_its_window(ledger: Ledger) -> None:
     band = {"value": 0.4, "low": 0.3, "high": 0.5}
     with ledger.write() as session:
         for row in (
-            measured(2, share=0.9, share_bound=0.3),
+            measured(2, share=0.9, share_bound=0.3, reference="a digest"),
             measured(1, share=0.1, share_bound=0.3),
             measured(2, share=0.5, share_bound=0.3, violates=("inputs",)),
             measured(2, share=0.7, share_bound=0.3, version="2"),
             measured(1, kind="performance", realised={"log_loss": band, "roc_auc": {}},
-                     estimated={}),
+                     estimated={}, reference={"log_loss": 0.37}, basis="realised"),
             measured(1, kind="concept"),
             measured(3, share=0.8, model="another"),
         ):  # fmt: skip
@@ -152,6 +152,8 @@ def test_a_point_is_the_latest_of_its_window(ledger: Ledger) -> None:
         ("drift", "window 2", "1", 0.5),
         ("drift", "window 2", "2", 0.7),
     ]
+    assert (points[1].reference, points[1].basis) == (0.37, "realised")
+    assert (points[0].reference, points[0].basis) == (None, None)
     assert points[2].violates == ("inputs",)
     assert points[2].bound == 0.3
     assert (points[1].realised, points[1].estimated) == (band, None)
@@ -169,6 +171,7 @@ def test_a_timeline_is_bounded_and_keeps_the_newest(
         assert [p.window for p in chronicle.points(session, MODEL, None)] == [
             f"window {day}" for day in (2, 3, 4, 5)
         ]
+        assert [p.window for p in chronicle.points(session, MODEL, None, limit=1)] == ["window 5"]
         assert [run for *_, run in chronicle.decided(session, MODEL)] == ["run 2", "run 3"]
 
 
@@ -206,6 +209,33 @@ def test_the_latest_window_is_one_that_the_version_answered_while_live(ledger: L
         found = chronicle.latest(session, live, "drift")
         assert found is not None
         assert found.window == "window 6"
+
+
+def test_the_latest_window_may_be_asked_for_by_what_it_was_judged_by(ledger: Ledger) -> None:
+    live = promotion(1, version="1")
+    with ledger.write() as session:
+        session.add_all([
+            live, measured(1, kind="performance", basis="realised"),
+            measured(2, kind="performance", basis="estimated"),
+        ])  # fmt: skip
+    with ledger.read() as session:
+        for basis, window in ((None, "window 2"), ("realised", "window 1"), ("nothing", None)):
+            found = chronicle.latest(session, live, "performance", basis)
+            assert (found and found.window) == window
+
+
+def test_a_decision_on_the_timeline_has_what_came_of_it(ledger: Ledger) -> None:
+    with ledger.write() as session:
+        rows = [decision(number, "retrain") for number in range(3)]
+        session.add_all(rows)
+        session.flush()
+        records.conclude(session, rows[0], "failed", "")
+        records.conclude(session, rows[0], "promoted", "")  # it was cleared and ran again
+        records.conclude(session, rows[1], "rejected", "")
+    with ledger.read() as session:
+        found = chronicle.decided(session, MODEL)
+        assert [row.outcome for row in found] == ["promoted", "rejected", None]
+        assert all(row.recorded_at.tzinfo for row in found)
 
 
 def test_reports_are_the_measurements_that_have_a_page(ledger: Ledger) -> None:

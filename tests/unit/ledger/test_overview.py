@@ -62,14 +62,14 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 
 def _measure(
     session: Session, model: str, window: str, start: datetime, *, judged: bool = True,
-    kind: str = "drift", version: str = "3", **evidence: Any,
+    kind: str = "drift", version: str = "3", violates: Iterable[str] = (), **evidence: Any,
 ) -> None:  # fmt: skip
     sequence = next(fresh)
     session.add(
         MeasurementRow(
             model=model, kind=kind, window=window, version=version, start=start,
             end=start + timedelta(days=1), as_of=start, sequence=sequence, digest="d",
-            judged=judged, violates=[], evidence=evidence,
+            judged=judged, violates=list(violates), evidence=evidence,
         )
     )  # fmt: skip
 
@@ -104,18 +104,21 @@ def same_as_one_by_one(session: Session, names: list[str]) -> None:
     }
     measured = overview.measured(session, live.values())
     for name, row in live.items():
-        latest = {kind: chronicle.latest(session, row, kind) for kind in overview.KINDS}
-        expected = [
-            overview.Measured(
-                kind, found.window, tuple(found.violates), found.evidence.get("share"),
-                found.evidence.get("realised", {}), found.evidence.get("reference", {}),
-            )
-            for kind, found in latest.items()
-            if found
-        ]  # fmt: skip
-        assert sorted(measured.get(name, []), key=lambda each: each.kind) == sorted(
-            expected, key=lambda each: each.kind
-        )
+        latest = (
+            chronicle.latest(session, row, "drift"), chronicle.latest(session, row, "performance"),
+            chronicle.latest(session, row, "performance", "realised"),
+        )  # fmt: skip
+        expected = {(found.kind, found.window): found for found in latest if found}
+        found = {(each.kind, each.window): each for each in measured.get(name, [])}
+        assert set(found) == set(expected)
+        for key, one in found.items():
+            told = expected[key].evidence
+            assert (one.judged, one.violates) == (True, tuple(expected[key].violates))
+            assert (one.share, one.share_bound) == (told.get("share"), told.get("share_bound"))
+            assert (one.realised, one.reference) == (
+                told.get("realised", {}), told.get("reference", {})
+            )  # fmt: skip
+            assert one.end == expected[key].end
 
 
 def each(keys: Iterable[Any], ask: Callable[[Any], Any]) -> dict[Any, Any]:
@@ -215,6 +218,24 @@ def test_a_metric_is_that_of_the_verdict_the_version_passed(tmp_path: Path) -> N
         session.add(live)
     with ledger.read() as session:
         assert overview.primaries(session, [live]) == {"example": "log_loss"}
+
+
+def test_of_late_labels_the_newest_window_judged_by_them_is_told(ledger: Ledger) -> None:
+    """Beside the newest window of each kind; a window measured again is what was measured last."""
+    with ledger.write() as session:
+        (live,) = overview.live(session, [NAMES[2]]).values()
+        for day, basis, violates in (
+            (1, "realised", ["performance"]), (2, "realised", ["concept"]), (2, "realised", []),
+            (3, "estimated", []), (4, "nothing", ["target"]),
+        ):  # fmt: skip
+            start = live.as_of + timedelta(days=9000 + day)
+            _measure(session, NAMES[2], f"late {day}", start, kind="performance", basis=basis,
+                     judged=basis != "nothing", violates=violates, version=live.version)  # fmt: skip
+        found = overview.measured(session, [live])[NAMES[2]]
+        session.rollback()
+    assert [(each.window, each.basis, each.violates) for each in found if each.basis] == [
+        ("late 4", "nothing", ("target",)), ("late 3", "estimated", ()), ("late 2", "realised", ()),
+    ]  # fmt: skip
 
 
 # A model's life under the arbiter's law: what may happen, in any order.

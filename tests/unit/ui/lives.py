@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from itertools import count
 from typing import Any
 
 from evergreen.ledger import acts, records
@@ -21,6 +22,7 @@ from evergreen.ledger.tables import (
 from evergreen.workspace import Workspace
 
 DAY = datetime(2013, 1, 2, tzinfo=UTC)
+fresh = count()
 BAND = {"value": 0.4, "low": 0.3, "high": 0.5}
 HOSTILE = (
     "<script>window.hacked=1</script>",
@@ -37,7 +39,7 @@ HOSTILE = (
 def go_live(
     workspace: Workspace, model: str = "example", *, text: str = "because", run: str = "run 1",
     version: str = "1", origin: dict[str, Any] | None = None, snapshot: tuple[str, str] = ("", ""),
-    completed: bool = True,
+    events: tuple[str, ...] = ("completed",),
 ) -> None:  # fmt: skip
     """A partition, a retrain, its verdict, and a promotion that was carried out."""
     with workspace.ledger.write() as session:
@@ -62,29 +64,34 @@ def go_live(
         )  # fmt: skip
         session.add_all([decision, verdict, promotion])
         session.flush()
-        if completed:
-            records.conclude(session, decision, "promoted", text)
-            records.add_event(session, promotion, "completed", {"reason": text})
+        records.conclude(session, decision, "promoted", text)
+        for event in events:
+            records.add_event(session, promotion, event, {"reason": text})
 
 
-def measure(
-    workspace: Workspace, model: str = "example", *, kind: str = "drift", day: int = 1,
-    violates: tuple[str, ...] = (), window: str | None = None, version: str = "1",
-    judged: bool = True, **evidence: Any,
-) -> int:  # fmt: skip
-    """A window measured. Returns the measurement's id."""
-    start = DAY + timedelta(days=day)
-    known = {"drift": {"share": 0.25, "share_bound": 0.3, "report": None},
-             "performance": {"realised": {"log_loss": BAND}, "estimated": {}, "matured": 9,
-                             "reference": {"log_loss": 0.37}}}.get(kind, {})  # fmt: skip
-    row = MeasurementRow(
-        model=model, kind=kind, window=window or f"2013-01-{day:02}", version=version, start=start,
-        end=start + timedelta(days=1), as_of=start, sequence=day, digest="d", judged=judged,
-        violates=list(violates), evidence={**known, **evidence},
-    )  # fmt: skip
+def measure(workspace: Workspace, model: str = "example", **given: Any) -> int:
+    """A window measured; see `measured`. Returns the measurement's id."""
+    row = measured(model, **given)
     with workspace.ledger.write() as session:
         session.add(row)
     return row.id
+
+
+def measured(
+    model: str = "example", *, kind: str = "drift", day: int = 1, violates: tuple[str, ...] = (),
+    window: str | None = None, version: str = "1", judged: bool = True, **evidence: Any,
+) -> MeasurementRow:  # fmt: skip
+    """A window measured, once more each time."""
+    start = DAY + timedelta(days=day)
+    known = {"drift": {"share": 0.25, "share_bound": 0.3, "report": None},
+             "performance": {"realised": {"log_loss": BAND}, "estimated": {}, "matured": 9,
+                             "reference": {"log_loss": 0.37}, "metric": "log_loss",
+                             "bound": 0.45, "basis": "realised"}}.get(kind, {})  # fmt: skip
+    return MeasurementRow(
+        model=model, kind=kind, window=window or f"2013-01-{day:02}", version=version, start=start,
+        end=start + timedelta(days=1), as_of=start, sequence=day, digest=f"{next(fresh)}", judged=judged,
+        violates=list(violates), evidence={**known, **evidence},
+    )  # fmt: skip
 
 
 def stop(workspace: Workspace, model: str = "example", text: str = "three were futile") -> None:
