@@ -7,6 +7,8 @@ the DAG run: a form sent twice, or again after a crash, is the same act and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from airflow.api_fastapi.core_api.security import GetUserDep
@@ -15,9 +17,9 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from evergreen.ledger import acts
+from evergreen.ledger import acts, records
 from evergreen.ledger.acts import Act
-from evergreen.ledger.tables import ActRow
+from evergreen.ledger.tables import ActRow, AnswerRow, EscalationRow
 from evergreen.ui.access import Model, check_form, check_right
 from evergreen.ui.airflow_api import ask, path_of
 from evergreen.ui.places import WorkspaceDep
@@ -50,13 +52,60 @@ class Asked:
             raise HTTPException(422, "say why: who comes next will ask, and the ledger keeps it")
         check_right(request, user, model, act)
         self.key = check_form(request, user, model, act, token)
-        self.person = user.get_name()
+        self.person, self.identity = user.get_name(), str(user.get_id())
+        self.escalate = f"{model}.escalate"
 
     def heard(self) -> bool:
         """Whether this very form is in the ledger already."""
         same = select(ActRow.id).where(ActRow.model == self.model, ActRow.key == self.key)
         with self.workspace.ledger.read() as session:
             return session.scalar(same) is not None
+
+    def stopped(self) -> tuple[EscalationRow | None, Sequence[AnswerRow]]:
+        """The last time that automatic retraining stopped, and what was answered."""
+        with self.workspace.ledger.read() as session:
+            stop = records.last_escalation(session, self.model)
+            return stop, records.answers_to(session, stop.id) if stop else []
+
+    def can_return(self) -> bool:
+        """Whether there is a verified version to roll back to."""
+        with self.workspace.ledger.read() as session:
+            live = records.champion(session, self.model)
+            besides = [live.version] if live else []
+            return records.last_verified(session, self.model, besides=besides) is not None
+
+    async def questions(self, which: str) -> list[Any]:
+        """What ``<model>.escalate`` has asked, as Airflow tells it."""
+        found = await ask(
+            self.request, "GET", f"{path_of(self.escalate, 'dagRuns', '~', 'hitlDetails')}?{which}"
+        )
+        questions: list[Any] = (found or {}).get("hitl_details", [])
+        return questions
+
+    async def answer(self, task: dict[str, Any]) -> bool:
+        """Answer a question in the user's name; False when somebody was faster."""
+        given = await ask(
+            self.request,
+            "PATCH",
+            path_of(
+                self.escalate, "dagRuns", task["dag_run_id"], "taskInstances", task["task_id"], "-1",
+                "hitlDetails",
+            ),
+            {"chosen_options": [ANSWERS[self.act]], "params_input": {"comment": self.comment}},
+            accept=frozenset({409}),
+        )  # fmt: skip
+        return given is not None
+
+    def is_mine(self, question: dict[str, Any]) -> bool:
+        """Whether a question was answered with what this form says, by the same person."""
+        who, said = question["responded_by_user"] or {}, question["params_input"].get("comment")
+        return (who.get("id"), question["chosen_options"], said) == (
+            self.identity, [ANSWERS[self.act]], self.comment
+        )  # fmt: skip
+
+    def of(self, question: dict[str, Any]) -> dict[str, str]:
+        """The run in which a question was asked, as the ledger keeps it."""
+        return {"family": "escalate", "run_id": question["task_instance"]["dag_run_id"]}
 
     async def begin(self, family: str, form: dict[str, Any]) -> dict[str, str]:
         """Start a DAG of the model in the user's name; the run's id comes from the form's key."""
@@ -87,6 +136,11 @@ class Asked:
                 acts.act(session, self.model, act=self.act, detail=detail, **named)
 
 
+def recorded(run_id: str, answers: Sequence[AnswerRow]) -> bool:
+    """Whether what was said in a run is in the ledger; a run that asks again numbers its answers."""
+    return any(row.run_id == run_id or row.run_id.startswith(f"{run_id}/") for row in answers)
+
+
 AskedDep = Annotated[Asked, Depends()]
 
 
@@ -104,6 +158,8 @@ async def roll_back(
     force: Yes = None,
 ) -> RedirectResponse:
     """Start ``<model>.rollback``."""
+    if not version and not await run_in_threadpool(lambda: asked.heard() or asked.can_return()):
+        raise HTTPException(422, "no other version is verified: choose the one to go back to")
     form = {"reason": asked.comment, "version": version or None, "force": force is not None}
     begun = await asked.begin("rollback", form)
     return await asked.done({**begun, **({"version": version} if version else {})})
@@ -112,30 +168,42 @@ async def roll_back(
 @router.post("/models/{model}/acknowledge")
 @router.post("/models/{model}/decline")
 async def respond(asked: AskedDep) -> RedirectResponse:
-    """Answer the question that ``<model>.escalate`` asks; let it be asked when it isn't."""
+    """Answer the question that ``<model>.escalate`` asks; let it be asked when it isn't.
+
+    A form sent twice, or again after a crash, finds its own answer in Airflow and records that.
+    """
     if await run_in_threadpool(asked.heard):
         return await asked.done({})
-    dag_id = f"{asked.model}.escalate"
-    waiting = await ask(
-        asked.request,
-        "GET",
-        f"{path_of(dag_id, 'dagRuns', '~', 'hitlDetails')}?response_received=false&state=awaiting_input",
-    )
-    questions = (waiting or {}).get("hitl_details", [])
-    if not questions:
-        await asked.begin("escalate", {})
+    stop, answers = await run_in_threadpool(asked.stopped)
+    if stop is None:
+        raise HTTPException(409, f"automatic retraining of {asked.model} has never stopped")
+    waiting = await asked.questions("response_received=false&state=awaiting_input")
+    if waiting and await asked.answer(waiting[0]["task_instance"]):
+        return await asked.done(asked.of(waiting[0]))
+    given = [
+        one
+        for one in await asked.questions("response_received=true&order_by=-responded_at&limit=20")
+        if datetime.fromisoformat(one["responded_at"]) >= stop.recorded_at
+    ]
+    if mine := next(filter(asked.is_mine, given), None):
+        return await asked.done(asked.of(mine))
+    if other := next(
+        (one for one in given if not recorded(asked.of(one)["run_id"], answers)), None
+    ):
+        who, what = (other["responded_by_user"] or {}).get("name"), other["chosen_options"][0]
         raise HTTPException(
-            409, f"no question was waiting, so {dag_id} asks it now. Answer again in a moment."
+            409,
+            f"nothing was sent: {who} has answered {what!r} meanwhile, which is being recorded: "
+            f"{other['params_input'].get('comment')}",
         )
-    task = questions[0]["task_instance"]
-    run_id = task["dag_run_id"]
-    await ask(
-        asked.request,
-        "PATCH",
-        path_of(dag_id, "dagRuns", run_id, "taskInstances", task["task_id"], "-1", "hitlDetails"),
-        {"chosen_options": [ANSWERS[asked.act]], "params_input": {"comment": asked.comment}},
+    if said := next((one for one in answers if one.answer == "acknowledged"), None):
+        raise HTTPException(
+            409, f"nothing was sent: {said.person} has acknowledged it already: {said.comment}"
+        )
+    await asked.begin("escalate", {})
+    raise HTTPException(
+        409, f"no question was waiting, so {asked.escalate} asks it now. Answer again in a moment."
     )
-    return await asked.done({"family": "escalate", "run_id": run_id})
 
 
 @router.post("/models/{model}/pause")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import Annotated, Any
@@ -16,9 +17,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from evergreen.declaration import Declaration
 from evergreen.ledger import acts, chronicle, records
 from evergreen.ledger import overview as asked
+from evergreen.ledger.tables import ActRow, AnswerRow, EscalationRow
 from evergreen.rubric import score_of
 from evergreen.ui import overview
 from evergreen.ui.access import Model, readable, rights, sign
+from evergreen.ui.acting import recorded
 from evergreen.ui.places import DeclaredDep, LedgerDep, WorkspaceDep
 from evergreen.ui.rendering import page
 
@@ -75,6 +78,7 @@ def model_page(
         before=before,
         acts=said,
         done=next((one for one in said if one.key == act), None),
+        answered=_answered(stops, said),
         allowed=allowed,
         forms={name: sign(user, model, name) for name in sorted(allowed)},
         versions=_versions(ledger, model, live),
@@ -95,8 +99,10 @@ def timeline(model: Model, ledger: LedgerDep) -> JSONResponse:
             "metric": metric,
             "points": [_drawn(point) for point in found],
             "decisions": [
-                {"at": at.isoformat(), "action": action, "cause": cause, "run": run}
-                for at, action, cause, run in chronicle.decided(ledger, model)
+                {"at": row.as_of.isoformat(), "recorded": row.recorded_at.isoformat(),
+                 "action": row.action, "cause": row.cause, "outcome": row.outcome,
+                 "run": row.run_id}
+                for row in chronicle.decided(ledger, model)
             ],
             "promotions": [
                 {"at": p.as_of.isoformat(), "version": p.version, "kind": p.kind,
@@ -105,6 +111,18 @@ def timeline(model: Model, ledger: LedgerDep) -> JSONResponse:
             ],
         }
     )  # fmt: skip
+
+
+@router.get("/models/{model}/windows")
+def windows(request: Request, model: Model, ledger: LedgerDep) -> HTMLResponse:
+    """The newest windows of the timeline, as a table."""
+    live = records.champion(ledger, model)
+    metric = asked.primaries(ledger, [live]).get(model) if live else None
+    found: dict[tuple[str, str], dict[str, chronicle.Point]] = {}
+    for point in reversed(chronicle.points(ledger, model, metric, 4 * SHOWN)):
+        found.setdefault((point.window, point.version), {})[point.kind] = point
+    shown = list(found.items())[:SHOWN]  # of each there are two, measured in one transaction
+    return page(request, "windows.html", windows=shown, metric=metric)
 
 
 def _drawn(point: chronicle.Point) -> dict[str, Any]:
@@ -131,16 +149,23 @@ def score(
 @router.get("/dags/{dag_id}")
 @router.get("/dags/{dag_id}/runs/{run_id}")
 def tab(
-    request: Request, user: GetUserDep, dag_id: str, ledger: LedgerDep, run_id: str | None = None
+    request: Request,
+    user: GetUserDep,
+    dag_id: str,
+    airflow: SessionDep,
+    ledger: LedgerDep,
+    run_id: str | None = None,
 ) -> HTMLResponse:
     """The tab of a DAG or a run: what it decided, and the way to its model's page."""
     requires_access_dag("GET", None, dag_id)(request, user)
     model = dag_id.rpartition(".")[0]
-    if not model or not chronicle.known(ledger, model):
+    ours = model in overview.scheduled(airflow, {f"{model}.retrain"})
+    if not model or not (ours or chronicle.known(ledger, model)):
         return page(request, "tab.html", model=None, dag_id=dag_id, entry=None, run_id=run_id)
     readable(request, user, model)  # a model is seen by its retrain DAG, from whichever DAG's tab
-    if run_id:
-        entry = chronicle.entry_of(ledger, model, run_id)
+    if run_id:  # the same id may be of other DAGs' runs: a schedule names them by their time
+        decides = dag_id == f"{model}.retrain"
+        entry = chronicle.entry_of(ledger, model, run_id) if decides else None
     else:
         entry = next(iter(chronicle.entries(ledger, model, limit=1)), None)
     return page(request, "tab.html", model=model, dag_id=dag_id, entry=entry, run_id=run_id)
@@ -148,6 +173,19 @@ def tab(
 
 def _restores(ledger: LedgerDep, live: Any) -> Any:
     return records.last_verified(ledger, live.model, besides=[live.version]) if live else None
+
+
+def _answered(
+    stop: tuple[EscalationRow, list[AnswerRow]] | None, said: Sequence[ActRow]
+) -> ActRow | None:
+    """What a person has answered here to an escalation, until its DAG has put it into the ledger."""
+    if stop is None:
+        return None
+    escalation, answers = stop
+    newest = next((act for act in said if act.act in ("acknowledge", "decline")), None)
+    if newest is None or newest.recorded_at < escalation.recorded_at:
+        return None
+    return None if recorded(newest.detail.get("run_id", ""), answers) else newest
 
 
 def _versions(ledger: LedgerDep, model: str, live: Any) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from sqlalchemy import delete, select
 
-from evergreen.ledger import acts
-from evergreen.ledger.tables import ActRow
+from evergreen.ledger import acts, records
+from evergreen.ledger.tables import ActRow, AnswerRow
+from evergreen.ui import access, acting
 from evergreen.workspace import Workspace
 from tests.unit.ui.browser import Person, acts_in, token_for
 from tests.unit.ui.lives import go_live, look, stop
@@ -57,7 +59,7 @@ def test_a_retrain_is_one_run_in_the_person_s_name(admin: Person, workspace: Wor
     assert act.comment == "labels <b>mended</b>"
     assert act.detail == {"family": "retrain", "run_id": f"ui__{key}"}
     done = look(admin.get(f"/models/example?act={key}").text)
-    assert "Retrain: done, in the name of admin" in done.text
+    assert "Retrain: asked for, in the name of admin" in done.text
     links = [attributes.get("href") for tag, attributes in done.tags if tag == "a"]
     assert f"/dags/example.retrain/runs/ui__{key}" in links
 
@@ -82,7 +84,7 @@ def test_a_rollback_says_to_which_version(
     people: dict[str, Person], workspace: Workspace, version: str
 ) -> None:
     ann = people["ann"]
-    go_live(workspace)
+    go_live(workspace, events=("completed", "verified"))
     go_live(workspace, version="2", run="run 2")
     form = {"token": token_for(ann, "roll_back"), "comment": "worse", "version": version}
     keys = {key_of(ann.post("/models/example/roll_back", data=form)) for _ in range(2)}
@@ -92,6 +94,22 @@ def test_a_rollback_says_to_which_version(
     assert run.triggering_user_name == "ann"
     (act,) = acts_of(workspace)
     assert (act.act, act.person, act.detail.get("version", "")) == ("roll_back", "ann", version)
+
+
+def test_a_rollback_to_nothing_verified_is_not_asked_for(
+    admin: Person, workspace: Workspace
+) -> None:
+    go_live(workspace)
+    go_live(workspace, version="2", run="run 2")
+    before = len(runs("example.rollback"))
+    form = {"token": token_for(admin, "roll_back"), "comment": "worse", "version": ""}
+    answer = admin.post("/models/example/roll_back", data=form)
+    assert answer.status_code == 422
+    assert "choose the one to go back to" in look(answer.text).text
+    assert (acts_in(workspace), len(runs("example.rollback"))) == ([], before)
+    key = key_of(admin.post("/models/example/roll_back", data={**form, "version": "1"}))
+    done = look(admin.get(f"/models/example?act={key}").text).text
+    assert "Roll back: asked for, in the name of admin" in done
 
 
 @pytest.mark.parametrize("version", ["../1", "1 2", "<b>", "1" * 65])
@@ -146,7 +164,7 @@ def test_a_question_that_was_not_asked_is_asked_then_answered(
     asked = admin.post("/models/example/acknowledge", data=form)
     assert asked.status_code == 409
     assert "example.escalate asks it now" in asked.text
-    (run,) = runs("example.escalate")
+    (*_, run) = runs("example.escalate")
     assert run.run_id.startswith("ui__")
     assert acts_in(workspace) == []
     task_id = _wait_for_an_answer(run)
@@ -160,6 +178,121 @@ def test_a_question_that_was_not_asked_is_asked_then_answered(
     before = len(runs("example.escalate"))
     key_of(admin.post("/models/example/acknowledge", data=form))
     assert (len(runs("example.escalate")), acts_in(workspace)) == (before, ["acknowledge"])
+
+
+def asked(admin: Person, workspace: Workspace) -> Any:
+    """The run that asks whether automatic retraining may go on."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:  # questions of tests before wait for nobody
+        session.execute(delete(DagRun).where(DagRun.dag_id == "example.escalate"))
+    go_live(workspace)
+    stop(workspace)
+    form = {"token": token_for(admin, "acknowledge"), "comment": "mended upstream"}
+    assert admin.post("/models/example/acknowledge", data=form).status_code == 409
+    (run,) = runs("example.escalate")
+    _wait_for_an_answer(run)
+    return run
+
+
+def record(workspace: Workspace, run_id: str, person: str = "admin") -> None:
+    """Write an answer as ``example.escalate`` does once it goes on."""
+    with workspace.ledger.write() as session:
+        stopped = records.last_escalation(session, "example")
+        assert stopped is not None
+        session.add(AnswerRow(
+            model="example", escalation_id=stopped.id, run_id=run_id, answer="acknowledged",
+            person=person, comment="mended upstream",
+        ))  # fmt: skip
+
+
+def test_an_answer_whose_record_was_lost_is_found_again(
+    admin: Person, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies between Airflow's answer and the ledger's row; the form is sent again."""
+    run = asked(admin, workspace)
+    form = {"token": token_for(admin, "acknowledge"), "comment": "mended upstream"}
+    with monkeypatch.context() as patch:
+        patch.setattr(acts, "act", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            admin.post("/models/example/acknowledge", data=form)
+    assert acts_of(workspace) == []
+    key = key_of(admin.post("/models/example/acknowledge", data=form))
+    (act,) = acts_of(workspace)
+    assert (act.key, act.detail) == (key, {"family": "escalate", "run_id": run.run_id})
+    assert [each.run_id for each in runs("example.escalate")] == [run.run_id]
+
+
+def test_of_two_clicks_at_once_both_are_the_one_answer(
+    admin: Person, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second sees the question still wait, and Airflow takes the first's answer."""
+    asked(admin, workspace)
+    ask = acting.Asked.questions
+    before: list[Any] = []
+
+    async def stale(self: acting.Asked, which: str) -> list[Any]:
+        if "awaiting_input" not in which:
+            return await ask(self, which)
+        before.append(before[0] if before else await ask(self, which))
+        return list(before[0])
+
+    monkeypatch.setattr(acting.Asked, "questions", stale)
+    form = {"token": token_for(admin, "acknowledge"), "comment": "mended upstream"}
+    key = key_of(admin.post("/models/example/acknowledge", data=form))
+    monkeypatch.setattr(acting.Asked, "heard", lambda _self: False)  # the first isn't written yet
+    assert key_of(admin.post("/models/example/acknowledge", data=form)) == key
+    assert len(before) == 2
+    assert [act.key for act in acts_of(workspace)] == [key]
+
+
+def test_who_answers_after_another_is_told_so(
+    people: dict[str, Person], workspace: Workspace
+) -> None:
+    admin, ann = people["admin"], people["ann"]
+    run = asked(admin, workspace)
+    form = {"token": token_for(ann, "decline"), "comment": "not yet"}
+    mine = {"token": token_for(admin, "acknowledge"), "comment": "mended upstream"}
+    key_of(admin.post("/models/example/acknowledge", data=mine))
+    for said in ("which is being recorded: mended upstream", "admin has acknowledged it already"):
+        late = ann.post("/models/example/decline", data=form)
+        assert late.status_code == 409
+        assert f"nothing was sent: admin has {said.removeprefix('admin has ')}" in (
+            look(late.text).text.replace("answered 'Acknowledge' meanwhile, ", "")
+        )
+        record(workspace, run.run_id) if "recorded" in said else None
+    assert [act.person for act in acts_of(workspace)] == ["admin"]
+    assert len(runs("example.escalate")) == 1
+
+
+def test_an_answer_is_shown_until_it_is_recorded(
+    people: dict[str, Person], workspace: Workspace
+) -> None:
+    admin = people["admin"]
+    run = asked(admin, workspace)
+    assert "being recorded" not in look(admin.get("/models/example").text).text
+    form = {"token": token_for(admin, "acknowledge"), "comment": "mended upstream"}
+    key = key_of(admin.post("/models/example/acknowledge", data=form))
+    for person, path in ((admin, f"?act={key}"), (admin, ""), (people["vera"], "")):
+        text = " ".join(look(person.get(f"/models/example{path}").text).text.split())
+        assert "Acknowledge: answered by admin, being recorded: mended upstream" in text
+    record(workspace, f"{run.run_id}/2")  # the worker's second try
+    text = look(admin.get("/models/example").text).text
+    assert "being recorded" not in text
+    assert "automatic retraining has stopped" not in text
+
+
+def test_nobody_is_asked_about_a_model_that_never_stopped(
+    admin: Person, workspace: Workspace
+) -> None:
+    go_live(workspace)
+    user = SimpleAuthManagerUser(username="admin", role="admin")
+    form = {"token": access.sign(user, "example", "acknowledge"), "comment": "why"}
+    before = len(runs("example.escalate"))
+    answer = admin.post("/models/example/acknowledge", data=form)
+    assert (answer.status_code, len(runs("example.escalate"))) == (409, before)
+    assert "has never stopped" in answer.text
 
 
 def _wait_for_an_answer(run: Any) -> str:
