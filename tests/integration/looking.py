@@ -17,11 +17,20 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Frame, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Dialog,
+    Frame,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 #: Airflow's own: the sandbox of its frame, which is not ours to choose.
 NOT_OURS = ("An iframe which has both allow-scripts and allow-same-origin",)
 PATIENCE = 30_000.0  # milliseconds
+expect.set_options(timeout=PATIENCE)  # its own are 5 s, which a busy machine may need
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -47,6 +56,15 @@ class Person:
         """Open one of our pages inside Airflow, and return its frame."""
         self.page.goto(f"{self.url}/plugin/models{path}")
         return self.frame()
+
+    def open_refused(self, path: str) -> Page:
+        """Open a page of ours that is answered with an error, of which the browser tells."""
+        with self.page.expect_console_message(lambda message: "Failed to load" in message.text):
+            page = self.open(path)
+        (told,) = self.complaints
+        assert "Failed to load" in told
+        self.complaints.clear()
+        return page
 
     def frame(self) -> Frame:
         """The frame in which Airflow shows our page."""
