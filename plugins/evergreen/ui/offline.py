@@ -25,7 +25,7 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.9rem 0.3rem 0;
 .fa-check-circle::before { content: "✓ met"; color: #0b6b3a; font-weight: 600; font-style: normal; }
 .fa-times::before, .fa-times-circle::before { content: "✗ not met"; color: #b3261e; font-weight: 600; font-style: normal; }
 .fa-exclamation-triangle::before { content: "! raised"; color: #8a4b00; font-weight: 600; font-style: normal; }
-.cooltip .top, .breadcrumb, .card:has(.btn-group-toggle), a[data-toggle] { display: none; }
+.cooltip .top, .navbar.sticky-top, .card:has(.btn-group-toggle), a[data-toggle] { display: none; }
 </style>"""
 
 

@@ -40,7 +40,8 @@ READ = (
     "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 )
 HTML = "text/html"
-KINDS = ("validations/", "expectations/")  # folders of Great Expectations' pages
+RESULTS = "validations/"
+KINDS = (RESULTS, "expectations/")  # folders of Great Expectations' pages
 
 
 @router.get("/models/{model}/drift/{measurement}")
@@ -117,7 +118,7 @@ def _names(workspace: Workspace, model: str, reference: dict[str, Any]) -> list[
     index = _place(workspace, reference, "index.html")
     found = links(_read(workspace, index, f"reports/{model}/")[0])
     theirs = [name for name in found if name.startswith(KINDS) and ".." not in name]
-    return ["index.html", *sorted(theirs, reverse=True)]  # results before suites
+    return ["index.html", *sorted(theirs, key=lambda name: (not name.startswith(RESULTS), name))]
 
 
 def _told(name: str) -> str:

@@ -42,7 +42,7 @@ def partition(number: int, text: str = "") -> Partition:
 
 
 def origin(
-    workspace: Workspace, text: str = "", *, partitions: int = 6
+    workspace: Workspace, text: str = "", *, partitions: int = 6, slices: Any = None
 ) -> tuple[dict[str, Any], tuple[str, str]]:
     """What a promotion refers to: documents, each in the store; and the snapshot's place."""
     parts = tuple(partition(number, text) for number in range(1, partitions + 1))
@@ -71,7 +71,7 @@ def origin(
             "candidate": {"log_loss": 0.41234, f"m{text}": 0.7}, "champion": {"log_loss": 0.43},
             "baseline": {"log_loss": 0.69},
         },
-        slices={f"carrier{text}": {
+        slices=slices or {f"carrier{text}": {
             f"AA{text}": {"rows": 90.0, "log_loss": 0.4, "champion.log_loss": 0.5},
             "BB": {"rows": 5.0},
         }},
@@ -103,6 +103,18 @@ def test_the_candidate_stands_beside_what_it_replaced(vera: Person) -> None:
     assert "BB" not in text  # too few rows for the metric
     assert text.index("distance") < text.index("hour")
     assert "-0.12500" in text
+
+
+def test_slices_without_the_metric_take_no_place(vera: Person, workspace: Workspace) -> None:
+    """Small ones come first here, and there are more of the others than are shown."""
+    small = {f"small {n}": {"rows": 5.0} for n in range(45)}
+    large = {f"large {n:02}": {"rows": 90.0, "log_loss": 0.4} for n in range(42)}
+    refers, place = origin(workspace, slices={"carrier": {**small, **large}})
+    go_live(workspace, origin=refers, snapshot=place)
+    text = look(vera.get("/models/example/evaluation").text).text
+    assert "small" not in text
+    assert text.count("carrier = large") == 40
+    assert "the first 40 of 42" in text
 
 
 @pytest.mark.usefixtures("lived")

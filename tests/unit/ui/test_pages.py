@@ -287,7 +287,7 @@ def test_the_timeline_s_windows_are_a_table_too(vera: Person, workspace: Workspa
     assert text.index("2013-01-09") < newest < before
     assert "drift: too little to judge" in text[:newest]
     assert "performance" in text[newest:before]
-    for told in ("0.4000 0.3000 to 0.5000", "0.3700", "25% of at most 30%"):
+    for told in ("0.4000 0.3000 to 0.5000", "0.3700", "25% bound 30%"):
         assert told in text[before:]
     assert "No window is measured yet" in vera.get("/models/other/windows").text
 
