@@ -231,13 +231,23 @@ def _newest_judged(session: Session, promotions: Collection[PromotionRow]) -> li
     performance; of performance by realised labels, which come late; and one by which labels or
     errors drift, judged by itself or not."""
     found: set[int] = set()
-    named, later = cast(MeasurementRow.violates, Text), aliased(MeasurementRow)
+    named = cast(MeasurementRow.violates, Text)
+    later, other = aliased(MeasurementRow), aliased(MeasurementRow)
     again = exists().where(  # the latest measurement of a window speaks for it
         later.model == MeasurementRow.model,
         later.version == MeasurementRow.version,
         later.kind == MeasurementRow.kind,
         later.window == MeasurementRow.window,
         later.id > MeasurementRow.id,
+    )
+    by_drift = and_(other.kind == "drift", or_(other.judged, cast(other.violates, Text) != "[]"))
+    drifted = (
+        select(other.end)
+        .where(other.model == PromotionRow.model, other.version == PromotionRow.version, by_drift)
+        .order_by(other.end.desc())
+        .limit(1)
+        .correlate(PromotionRow)
+        .scalar_subquery()
     )
     speak = {
         "drift": and_(MeasurementRow.kind == "drift", or_(MeasurementRow.judged, named != "[]")),
@@ -247,8 +257,10 @@ def _newest_judged(session: Session, promotions: Collection[PromotionRow]) -> li
             MeasurementRow.judged,
             MeasurementRow.evidence["basis"].as_string() == "realised",
         ),
-        "labels": and_(
-            MeasurementRow.kind == "performance", named.not_in(("[]", '["performance"]'))
+        "labels": and_(  # of windows after those, or of the newest: not all need be looked at
+            MeasurementRow.kind == "performance",
+            MeasurementRow.end >= func.coalesce(drifted, PromotionRow.as_of),
+            named.not_in(("[]", '["performance"]')),
         ),
     }
     for some in _batches([row.id for row in promotions]):
