@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 #: Tags that are taken out with all that is in them; of those without an end, the tag alone.
 OUT = {"script", "style", "noscript", "footer", "form", "button", "iframe", "object"}
 VOID_OUT = {"link", "img", "base", "embed", "meta"}
+LEADING = {"href", "xlink:href", "src", "srcset", "action", "formaction", "ping"}
 STYLE = """<meta charset="utf-8"><style>
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; color: #1f2933; background: #fff; overflow-wrap: anywhere; }
@@ -94,7 +95,7 @@ class _Reader(HTMLParser):
             target = (value or "").strip()
             if name == "href" and "://" not in target and not target.startswith("#"):
                 self.links.append(target)
-            elsewhere = name in {"href", "src", "srcset", "action"} and not target.startswith("#")
+            elsewhere = name in LEADING and not target.startswith("#")
             if not elsewhere and not name.startswith("on"):
                 told.append(name if value is None else f'{name}="{escape(value)}"')
         return f"<{' '.join(told)}>"
