@@ -225,7 +225,6 @@ def test_reports_are_shown_in_place(admin: Person) -> None:
         "it => getComputedStyle(it, '::before').content"
     )
     assert met == '"✓ met"', "our style stands in for the one that it would fetch"
-    _picture(page, "validation")
 
 
 def test_a_viewer_looks_and_may_do_nothing(vera: Person, workspace: Workspace) -> None:

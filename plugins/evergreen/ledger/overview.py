@@ -1,7 +1,8 @@
 """What the ledger says of many models at once: as many queries for five hundred as for five.
 
 Each statement looks up every model's newest row by an index, so what a page costs grows with the
-number of models and not with their histories.
+number of models and not with their histories. Longer than most: all such statements are here, so
+that they can be counted together.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ Row = TypeVar("Row", bound=Table)
 #: Of each live version's measurements, the newest of these speak for it; see `_newest_judged`.
 SPEAK = ("drift", "performance", "realised", "labels")
 _FEW = 20  # models that are asked for by name
+_LATE = 1_000  # windows back to which one judged by labels is looked for
 _AT_ONCE = 5_000  # identifiers in one statement: SQLite takes 32,766 variables
 
 
@@ -249,12 +251,23 @@ def _newest_judged(session: Session, promotions: Collection[PromotionRow]) -> li
         .correlate(PromotionRow)
         .scalar_subquery()
     )
+    behind = (
+        select(other.end)
+        .where(other.model == PromotionRow.model, other.version == PromotionRow.version)
+        .where(other.kind == "performance")
+        .order_by(other.end.desc())
+        .offset(_LATE)
+        .limit(1)
+        .correlate(PromotionRow)
+        .scalar_subquery()
+    )
     speak = {
         "drift": and_(MeasurementRow.kind == "drift", or_(MeasurementRow.judged, named != "[]")),
         "performance": and_(MeasurementRow.kind == "performance", MeasurementRow.judged),
         "realised": and_(
             MeasurementRow.kind == "performance",
             MeasurementRow.judged,
+            MeasurementRow.end > func.coalesce(behind, PromotionRow.as_of),
             MeasurementRow.evidence["basis"].as_string() == "realised",
         ),
         "labels": and_(  # of windows after those, or of the newest: not all need be looked at

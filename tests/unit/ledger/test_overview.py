@@ -246,6 +246,26 @@ def test_of_late_labels_the_newest_window_judged_by_them_is_told(ledger: Ledger)
     ]
 
 
+def test_labels_are_not_looked_for_without_end(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a page costs would grow with the history of a model that never gets any."""
+    monkeypatch.setattr(overview, "_LATE", 3)  # else it takes 1,000 windows to see the bound
+    with ledger.write() as session:
+        (live,) = overview.live(session, [NAMES[2]]).values()
+        bases = []
+        for day, basis in enumerate(("realised", *["estimated"] * 3)):
+            start = live.as_of + timedelta(days=9000 + day)
+            _measure(session, NAMES[2], f"late {day}", start, kind="performance", basis=basis,
+                     version=live.version)  # fmt: skip
+            session.flush()
+            found = overview.measured(session, [live])[NAMES[2]]
+            bases.append([each.basis for each in found if each.basis])
+        session.rollback()
+    both = ["estimated", "realised"]
+    assert bases == [["realised"], both, both, ["estimated"]]
+
+
 # A model's life under the arbiter's law: what may happen, in any order.
 Life = list[tuple[str, int]]
 happenings = st.tuples(
