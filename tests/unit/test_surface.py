@@ -76,11 +76,13 @@ TOGETHER = {
         "following": "test_versions",
         "loading": "test_versions",
         "onlinestore": "test_online",
+        "outcomes": "test_answering",
         "predicting": "test_answering",
         "refusals": "test_payloads",
         "schema": "test_openapi",
         "security": "test_app",
         "segments": "test_spool",
+        "stations": "test_trying",
     },
     "ui": {
         "airflow_api": "test_acting",

@@ -1,7 +1,8 @@
 """Requests that wait are answered together, by one thread a model: micro-batching.
 
 What waits when the thread is free is one batch: nobody waits for company, and under load batches
-grow by themselves. What is done with a batch says `evergreen.serving.batching`.
+grow by themselves. What is done with a batch says `evergreen.serving.batching`; a request that
+needs more than the champion leaves the thread for it, and comes back in front.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Condition, Thread
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from evergreen.serving.batching import BATCH_ROWS, Batches, Outcome
+from evergreen.serving.batching import Batches
+from evergreen.serving.outcomes import Outcome, Waiting
 from evergreen.serving.payloads import Asked
 from evergreen.serving.refusals import RequestError
+from evergreen.serving.stations import BATCH_ROWS
+
+if TYPE_CHECKING:
+    from evergreen.serving.versions import Version
 
 _log = logging.getLogger(__name__)
 #: Requests and rows that may wait; more are turned away.
@@ -27,12 +33,7 @@ PATIENCE = 30.0
 HANGING = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    asked: Asked
-    request_id: str
-    future: asyncio.Future[Outcome]
-    loop: asyncio.AbstractEventLoop
+_ENDING = 0.05
 
 
 class Answerer:
@@ -44,7 +45,8 @@ class Answerer:
     def __init__(self, name: str, batches: Batches) -> None:
         self._name, self._batches = name, batches
         self._changed = Condition()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
+        self._back: deque[Waiting] = deque()
         self._rows = 0
         self._stopping = False
         self._since: float | None = None
@@ -57,8 +59,14 @@ class Answerer:
         passed = 0.0 if since is None else monotonic() - since
         return passed if passed > HANGING else None
 
+    @property
+    def given_up(self) -> tuple[Version, str] | None:
+        """A candidate that isn't asked any more, and why."""
+        return self._batches.given_up
+
     def start(self) -> None:
         """Begin to answer."""
+        self._batches.start(self)
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
@@ -71,6 +79,7 @@ class Answerer:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        self._batches.stop(min(timeout, 3.0))
         return not self._thread.is_alive()
 
     async def answer(self, asked: Asked, request_id: str) -> Outcome:
@@ -81,7 +90,7 @@ class Answerer:
         :raises RequestError: 429 when too many wait; 503 at the end.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(asked, request_id, loop.create_future(), loop)
+        waiting = Waiting(asked, request_id, loop.create_future(), loop)
         self._submit(waiting)
         try:
             async with asyncio.timeout(PATIENCE):
@@ -89,63 +98,70 @@ class Answerer:
         except TimeoutError:
             reason = f"no answer within {PATIENCE:g} s"
             error = RequestError(504, "too_slow", reason, retry_after=1)
-            version, role = self._batches.at_work
+            version, role = waiting.held_by or self._batches.at_work
             return Outcome(error=error, version=version, role=role)
 
-    def _submit(self, waiting: _Waiting) -> None:
+    def _submit(self, waiting: Waiting) -> None:
         with self._changed:
             if self._stopping:
                 raise RequestError(503, "stopping", "this replica stops", retry_after=1)
-            crowded = self._rows + waiting.asked.rows > WAITING_ROWS and self._waiting
-            if crowded or len(self._waiting) >= WAITING_REQUESTS:
-                reason = f"{len(self._waiting)} requests wait; ask again, more slowly"
+            requests, rows = self._batches.aside
+            requests, rows = requests + len(self._waiting) + len(self._back), rows + self._rows
+            if requests >= WAITING_REQUESTS or (
+                requests and rows + waiting.asked.rows > WAITING_ROWS
+            ):
+                reason = f"{requests} requests wait; ask again, more slowly"
                 raise RequestError(429, "busy", reason, retry_after=1)
             self._waiting.append(waiting)
             self._rows += waiting.asked.rows
             self._changed.notify()
 
+    def give_back(self, waiting: Sequence[Waiting]) -> None:
+        """Let requests that were aside have their turn next."""
+        with self._changed:
+            self._back.extend(waiting)
+            self._rows += sum(each.asked.rows for each in waiting)
+            self._changed.notify()
+
     def _run(self) -> None:
-        """Answer batch after batch; shadows in between; until stopped and nothing waits."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: bool(self._waiting or self._batches.behind or self._stopping)
-                )
-                if not self._waiting and self._stopping:
-                    return
-                batch = self._take()
+        """Answer batch after batch, until stopped and nothing waits, here or aside."""
+        while batch := self._next():
             self._since = monotonic()
-            if batch:
-                self._settle(list(zip(batch, self._answer(batch), strict=True)))
-            else:
-                self._answer_shadows()
+            self.settle(self._answer(batch))
             self._since = None
 
-    def _take(self) -> list[_Waiting]:
-        """What waits, up to a batch; the first in any case."""
-        batch: list[_Waiting] = []
+    def _next(self) -> list[Waiting]:
+        """The next batch, once there is one; none at the end."""
+        with self._changed:
+            if not self._waiting and not self._back:
+                self._batches.rest()
+            while not self._waiting and not self._back:
+                if self._stopping and self._batches.aside == (0, 0):
+                    return []
+                # Who answers aside wakes nobody here: only the end waits for that.
+                self._changed.wait(_ENDING if self._stopping else None)
+            return self._take()
+
+    def _take(self) -> list[Waiting]:
+        """What waits, up to a batch; the first in any case. Those that were aside come first."""
+        batch: list[Waiting] = []
         rows = 0
-        while self._waiting and (not batch or rows + self._waiting[0].asked.rows <= BATCH_ROWS):
-            batch.append(self._waiting.popleft())
-            rows += batch[-1].asked.rows
+        for queue in (self._back, self._waiting):
+            while queue and (not batch or rows + queue[0].asked.rows <= BATCH_ROWS):
+                batch.append(queue.popleft())
+                rows += batch[-1].asked.rows
         self._rows -= rows
         return batch
 
-    def _answer(self, batch: Sequence[_Waiting]) -> list[Outcome]:
+    def _answer(self, batch: Sequence[Waiting]) -> list[tuple[Waiting, Outcome]]:
         try:
-            return self._batches.answer([(each.asked, each.request_id) for each in batch])
+            return self._batches.answer(batch)
         except Exception:  # noqa: BLE001 - the thread must outlive what nobody foresaw
             _log.exception("%s: a batch failed", self._name)
             error = RequestError(500, "internal", "the request could not be answered")
-            return [Outcome(error=error)] * len(batch)
+            return [(waiting, Outcome(error=error)) for waiting in batch]
 
-    def _answer_shadows(self) -> None:
-        try:
-            self._batches.answer_shadows()
-        except Exception:  # noqa: BLE001 - the thread must outlive what nobody foresaw
-            _log.exception("%s: a batch in the shadow failed", self._name)
-
-    def _settle(self, outcomes: Sequence[tuple[_Waiting, Outcome]]) -> None:
+    def settle(self, outcomes: Sequence[tuple[Waiting, Outcome]]) -> None:
         """Wake those who wait, all of a batch at once."""
         for loop in {waiting.loop for waiting, _ in outcomes}:
             theirs = [(w.future, outcome) for w, outcome in outcomes if w.loop is loop]

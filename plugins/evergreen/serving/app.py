@@ -26,8 +26,8 @@ from evergreen import __version__
 from evergreen.declaration import Declaration
 from evergreen.lifecycle.contracts import Feature
 from evergreen.serving.answering import Answerer
-from evergreen.serving.batching import Outcome
 from evergreen.serving.metrics import Loaded, Metrics
+from evergreen.serving.outcomes import Outcome
 from evergreen.serving.payloads import Asked, Expected, Route, read_invocations, read_predict
 from evergreen.serving.refusals import RequestError
 from evergreen.serving.schema import Described, openapi
@@ -58,6 +58,15 @@ class Model:
     def name(self) -> str:
         """As declared, and in its routes."""
         return self.declaration.name
+
+    def state(self) -> dict[str, Any]:
+        """What ``GET /version`` says of it: a candidate that was given up counts as refused."""
+        state, given_up = self.versions.state(), self.answerer.given_up
+        if given_up is not None and given_up[0] is self.versions.candidate:
+            number, reason = given_up[0].number, given_up[1]
+            refused = {**state["candidate_refused"], number: reason}
+            state = {**state, "candidate": None, "candidate_refused": refused}
+        return state
 
     def described(self, prefixes: Sequence[str]) -> Described:
         """As its routes are described at present."""
@@ -104,9 +113,7 @@ def create_app(replica: Replica, *, door: Door | None = None) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    replica.metrics.look_up(
-        [Loaded(m.name, m.versions.state, m.shipper.waiting) for m in replica.models]
-    )
+    replica.metrics.look_up([Loaded(m.name, m.state, m.shipper.waiting) for m in replica.models])
     views = _Views(replica)
     entrance = door or Door()
     for path in ("ping", "version", "metrics"):
@@ -153,7 +160,7 @@ class _Views:
             {
                 "replica": self.replica.name,
                 "started_at": self.replica.started_at.isoformat(),
-                "models": {model.name: model.versions.state() for model in self.replica.models},
+                "models": {model.name: model.state() for model in self.replica.models},
             }
         )
 
@@ -181,7 +188,8 @@ class _Answers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, wait for the answer, send it. A client that went away gets nothing.
 
-        An answer's time begins when its request is here: a slow client is no version's doing.
+        An answer's time begins when its request is here, and is without what the online store
+        took: a slow client is no version's doing, nor a slow store.
         """
         began = perf_counter()
         headers = dict(reversed(scope["headers"]))
@@ -200,7 +208,10 @@ class _Answers:
             _log.exception("%s: a request failed", self._model.name)
             outcome = Outcome(error=RequestError(500, "internal", _UNFORESEEN))
         code = outcome.error.status if outcome.error else 200
-        self._metrics.request(outcome.version, outcome.role, code, perf_counter() - began)
+        seconds, store = perf_counter() - began, outcome.store_seconds
+        self._metrics.request(outcome.version, outcome.role, code, seconds - store)
+        if store:
+            self._metrics.waited_for_store(store)
         said = [(b"x-request-id", request_id.encode())]
         if outcome.role != "none":
             said.append((b"x-evergreen-version", outcome.version.encode()))

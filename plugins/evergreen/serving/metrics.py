@@ -54,7 +54,7 @@ class Metrics:
             ),
             "seconds": self._histogram(
                 "evergreen_request_seconds",
-                "From a body's receipt to its answer.",
+                "From a body's receipt to its answer, without the online store's part.",
                 _VERSIONED,
                 _SECONDS,
             ),
@@ -64,6 +64,12 @@ class Metrics:
                 "Probability of class 1; of the likeliest class where there are more.",
                 _VERSIONED,
                 _PROBABILITIES,
+            ),
+            "store": self._histogram(
+                "evergreen_store_seconds",
+                "What requests waited for the online store.",
+                ("model",),
+                _SECONDS,
             ),
             "ages": self._histogram(
                 "evergreen_feature_age_seconds", "Age of a row's oldest feature.", ("model",), _AGES
@@ -142,6 +148,10 @@ class ModelMetrics:
         for age in ages:
             if age is not None:
                 self._child("ages").observe(age)
+
+    def waited_for_store(self, seconds: float) -> None:
+        """A request waited for its features."""
+        self._child("store").observe(seconds)
 
     def log_failed(self) -> None:
         """The prediction log couldn't be written."""

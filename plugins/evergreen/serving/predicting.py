@@ -7,9 +7,10 @@ which the model fails, costs its neighbours at most a second try, each by itself
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,6 +36,7 @@ REJECTED, FAILED = "features_rejected", "model_failed"
 CHARGED = frozenset({FAILED})
 """The errors that count for the version that was asked: lacking features are the store's doing."""
 _encode = msgspec.json.Encoder().encode
+_calmed = local()
 
 
 @dataclass(slots=True)
@@ -118,6 +120,26 @@ def _keys(asked: Asked) -> Iterator[dict[str, Any]]:
 
 def _rejected(problem: str, row: int | None = None) -> RequestError:
     return RequestError(503, REJECTED, problem, row=row, retry_after=1)
+
+
+def by_version(questions: Iterable[Question]) -> list[list[Question]]:
+    """Questions of one version each, in order."""
+    found: dict[int, list[Question]] = {}
+    for question in questions:
+        found.setdefault(id(question.version), []).append(question)
+    return list(found.values())
+
+
+def calm(version: Version) -> None:
+    """One thread of OpenMP and BLAS: on few rows a team of them costs more than it saves.
+
+    For the thread that calls, and again for each version, which may have loaded another library.
+    """
+    if getattr(_calmed, "version", None) is not version:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
+        threadpool_limits(limits=1)
+        _calmed.version = version
 
 
 def predict(questions: Sequence[Question]) -> None:

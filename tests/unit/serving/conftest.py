@@ -16,6 +16,9 @@ from evergreen.serving.app import Model, create_app
 from evergreen.serving.security import Door
 from evergreen.serving.server import Running
 from tests.served_models import Served, make_served, put_online
+from tests.unit.serving.desk import sit
+
+__all__ = ["sit"]
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -162,17 +162,18 @@ async def test_what_is_not_there_is_told_in_the_same_form(site: Site) -> None:
 async def test_a_full_house_turns_away(open_site: Open, site: Site) -> None:
     """One request under way fills this door: a second one is told to come back."""
     full = open_site(site.served, door=Door(requests=1))
-    release = asyncio.Event()
+    inside, release = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
         yield b'{"inputs": '
+        inside.set()  # who wants the rest has the first half
         await release.wait()
         yield b"[]}"
 
     async with full.client() as client:
         headers = {"content-type": "application/json"}
         first = asyncio.create_task(client.post("/predict", content=slow(), headers=headers))
-        await asyncio.sleep(0.05)  # until the first has sent half of itself
+        await asyncio.wait_for(inside.wait(), 10)
         second = await client.post("/predict", json={"rows": [{}]})
         release.set()
         assert (await first).status_code == 400
@@ -260,6 +261,24 @@ async def test_a_model_that_hangs_is_told_and_charged(
                 break
             await asyncio.sleep(0.01)  # its thread tells nobody that it is free again
     assert ping.status_code == 200
+
+
+async def test_a_candidate_that_was_given_up_counts_as_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = site.model.versions.champion
+    assert version is not None
+    slow = replace(version, number="2")
+    monkeypatch.setattr(site.model.versions._candidate, "version", slow)
+    async with site.client() as client:
+        state = (await client.get("/version")).json()["models"]["example"]
+        assert (state["candidate"], state["candidate_refused"]) == ("2", {})
+        monkeypatch.setattr(site.model.answerer._batches._trial, "given_up", (slow, "too slow"))
+        state = (await client.get("/version")).json()["models"]["example"]
+        assert (state["candidate"], state["candidate_refused"]) == (None, {"2": "too slow"})
+        page = (await client.get("/metrics")).text
+    assert 'evergreen_model_refused{model="example",version="2"} 1.0' in page
+    assert 'role="shadow",version="2"' not in page
 
 
 async def test_only_the_key_opens(open_site: Open, site: Site) -> None:

@@ -31,6 +31,7 @@ def test_requests_and_answers_are_counted_by_version_and_role() -> None:
     one.answered("7", "champion", 3, [0.02, 0.97, 0.5])
     one.answered("8", "champion", 2, [])
     one.looked_up([None, "defaults"], [12.0, None])
+    one.waited_for_store(0.5)
     one.log_failed()
     one.dropped(5)
     found = page(metrics)
@@ -46,6 +47,7 @@ def test_requests_and_answers_are_counted_by_version_and_role() -> None:
     assert ("evergreen_prediction_count", ("example", "8", "champion")) not in found
     assert found["evergreen_fallbacks_total", ("example", "defaults")] == 1
     assert found["evergreen_feature_age_seconds_count", ("example",)] == 1
+    assert found["evergreen_store_seconds_sum", ("example",)] == 0.5
     assert found["evergreen_log_failures_total", ("example",)] == 1
     assert found["evergreen_shadow_dropped_total", ("example",)] == 5
 
