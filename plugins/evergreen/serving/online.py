@@ -269,7 +269,7 @@ def _said(view: View, key: Key, read: Row | str | None, moment: int) -> str:
     if read is None:
         found = "empty"
     elif isinstance(read, str):
-        found = f"unreachable: {read}"
+        found = "unreachable"  # clients aren't told what the vendor says; the log is
     else:
         age, allowed = timedelta(seconds=moment - read.seconds), view.max_age or 0.0
         when = datetime.fromtimestamp(read.seconds, UTC).isoformat()

@@ -1,9 +1,10 @@
 """Reading Feast's online store from a process that must go on when it doesn't answer.
 
-One read a batch for all views, beside the thread that answers (see `evergreen.serving.patience`).
-After a failure nobody asks for a short while, then the store is opened anew; it is as well when
-its definitions were applied again or its file was replaced. A registry on a server is asked for that
-every few seconds; when it doesn't answer, what is open goes on answering.
+One read a batch for all views, beside the thread that asks (see `evergreen.serving.patience`).
+After a failure nobody asks until the store could be opened anew, which is tried in the background
+at growing intervals; so it is when its definitions were applied again or its file was replaced,
+and meanwhile what is open goes on answering. A registry on a server is asked for that every few
+seconds; when it doesn't answer, what is open stays.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from time import monotonic
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ _log = logging.getLogger(__name__)
 OPENING = 60.0
 #: Seconds that one read may take before the store counts as unreachable.
 PATIENCE = 1.0
-#: Seconds without a further try after a failure: the first pause, and the longest.
+#: Seconds until the next try to open it after a failure: the first pause, and the longest.
 PAUSES = (0.5, 10.0)
 #: Seconds between two questions to a registry on a server. Definitions change with a training: a few
 #: seconds late is early, and a hundred replicas ask it 20 times a second.
@@ -82,13 +84,20 @@ class _Opened:
     marks: Marks
 
 
-@dataclass(frozen=True)
-class _Broken:
-    """A store that didn't answer: why, and until when nobody asks it."""
+@dataclass
+class _Attempt:
+    """Opening in the background. One thread writes what it finds here; another reads it.
 
-    reason: str
-    pause: float
-    until: float
+    :ivar opened: the open store, at the end.
+    :ivar reason: why the last try failed, until one succeeds.
+    :ivar tried: set after the first try, whatever came of it.
+    """
+
+    former: _Opened | None
+    opened: _Opened | None = None
+    reason: str | None = None
+    tried: Event = field(default_factory=Event)
+    cancelled: Event = field(default_factory=Event)
 
 
 class OnlineStore:
@@ -106,9 +115,12 @@ class OnlineStore:
         self._home = feature_home(declaration.name, workspace)
         where = workspace.feature_store or self._home.folder
         self._beside = Beside(f"the online store in {where}")
+        self._opener = Beside(f"the online store in {where}")
         self._registry = _Registry(declaration.name, self._home, patience)
         self._opened: _Opened | None = None
-        self._broken: _Broken | None = None
+        self._broken: str | None = None
+        self._failures = 0
+        self._attempt: _Attempt | None = None
         self._views = _declared(declaration)
 
     @property
@@ -124,16 +136,26 @@ class OnlineStore:
     @property
     def problem(self) -> str | None:
         """Why the store can't be read at present; None when it could at the last try."""
-        broken = self._broken
-        return broken.reason if broken else None
+        return self._broken
 
     def refresh(self) -> None:
-        """Open the store when it isn't open, or was replaced; not while it is left alone."""
-        alone = self._broken is not None and monotonic() < self._broken.until
-        if alone or self._declaration.features is None:
+        """Have the store opened when it isn't open, or was replaced.
+
+        The first time it waits for that, `OPENING` seconds at most; after a replacement as long as
+        a read may take; never for a store or a registry that didn't answer.
+        """
+        if self._declaration.features is None or (self._attempt and not self._take_over()):
             return
         try:
-            self._open()
+            if self._opened is not None:
+                marks = _marks(self._home.files)
+                if self._opened.marks[: len(marks)] != marks:
+                    self._replace()
+                elif self._registry.due:
+                    self._begin(self._opened, 0.0)
+            elif self._broken is None:
+                self._opened = self._open(None)
+                self._views = self._opened.views
         except Exception as error:  # noqa: BLE001 - whatever a store raises, it can't be read
             self._break(error)
 
@@ -145,29 +167,67 @@ class OnlineStore:
         :param keys: distinct.
         """
         opened = self._opened
-        if self._broken and monotonic() < self._broken.until:
-            return self._broken.reason
         if opened is None:
-            return self._broken.reason if self._broken else "it isn't open"
+            return self._broken or "it isn't open"
         try:
             read = self._beside.call(lambda: _ask(opened, keys), self._patience)
         except Exception as error:  # noqa: BLE001 - whatever a store raises, it didn't answer
             return self._break(error)
         if self._broken:
             _log.info("%s: the online store answers again", self._declaration.name)
-        self._broken = None
+        self._broken, self._failures = None, 0
         return read
 
     def close(self) -> None:
-        """Let the threads that read end."""
+        """Let the threads that read and open end."""
+        if self._attempt is not None:
+            self._attempt.cancelled.set()
         self._beside.close()
+        self._opener.close()
         self._registry.close()
 
-    def _open(self) -> None:
-        marks = (*_marks(self._home.files), *self._registry.marks(opened=self._opened is not None))
-        if self._opened is None or self._opened.marks != marks:
-            self._opened = self._beside.call(lambda: self._open_now(marks), OPENING)
-            self._views = self._opened.views
+    def _replace(self) -> None:
+        """Open what has taken the place of the open store."""
+        self._begin(self._opened, 0.0).tried.wait(self._patience)
+        if not self._take_over():
+            self._opened = None
+            self._note(self._broken or "it was replaced and is being opened")
+
+    def _begin(self, former: _Opened | None, pause: float) -> _Attempt:
+        """Open the store in the background, until that succeeds."""
+        attempt = self._attempt = _Attempt(former)
+        name = f"evergreen: open the online store of {self._declaration.name}"
+        Thread(target=self._attempted, args=(attempt, pause), name=name, daemon=True).start()
+        return attempt
+
+    def _attempted(self, attempt: _Attempt, pause: float) -> None:
+        while not attempt.cancelled.wait(pause):
+            try:
+                attempt.opened = self._open(attempt.former)
+            except Exception as error:  # noqa: BLE001 - whatever a store raises, it can't be read
+                attempt.reason = _said(error)
+                pause = min(max(pause * 2, PAUSES[0]), PAUSES[1])
+            attempt.tried.set()
+            if attempt.opened is not None:
+                return
+
+    def _take_over(self) -> bool:
+        """Use what was opened in the background, if anything was."""
+        attempt = self._attempt
+        if attempt is None or attempt.opened is None:
+            if attempt and attempt.reason:  # what was open before is no more what is there
+                self._opened = None
+                self._note(attempt.reason)
+            return False
+        self._attempt, self._opened, self._views = None, attempt.opened, attempt.opened.views
+        return True
+
+    def _open(self, former: _Opened | None) -> _Opened:
+        """The store as it is now; the one that is open, when that is the same."""
+        marks = (*_marks(self._home.files), *self._registry.marks(opened=former is not None))
+        if former is not None and former.marks == marks:
+            return former
+        return self._opener.call(lambda: self._open_now(marks), OPENING)
 
     def _open_now(self, marks: Marks) -> _Opened:
         """Open the store and read once: a first read takes as long as a hundred others."""
@@ -194,15 +254,26 @@ class OnlineStore:
         return opened
 
     def _break(self, error: Exception) -> str:
-        """Note a failure: nobody asks for a while, which doubles; then the store is opened anew."""
-        reason = f"{type(error).__name__}: {error}"
-        pause = min(self._broken.pause * 2, PAUSES[1]) if self._broken else PAUSES[0]
-        if self._broken is None:
-            _log.warning("%s: the online store: %s", self._declaration.name, reason)
+        """Note a failure: nobody asks until the store was opened anew, after a pause that doubles."""
+        reason = _said(error)
+        self._note(reason)
         self._opened = None
         self._registry.forget()
-        self._broken = _Broken(reason, pause, monotonic() + pause)
+        if self._attempt is not None:
+            self._attempt.cancelled.set()
+        self._begin(None, min(PAUSES[0] * 2.0**self._failures, PAUSES[1]))
+        self._failures = min(self._failures + 1, 16)
         return reason
+
+    def _note(self, reason: str) -> None:
+        """Keep why the store can't be read, and tell each reason once."""
+        if self._broken != reason:
+            _log.warning("%s: the online store: %s", self._declaration.name, reason)
+        self._broken = reason
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class _Registry:
@@ -214,6 +285,12 @@ class _Registry:
         self._digest: str | None = None
         self._next = 0.0
         self._silent = False
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to ask again."""
+        asked = self._home.profile.registry != "file"
+        return asked and (self._digest is None or monotonic() >= self._next)
 
     def marks(self, *, opened: bool) -> Marks:
         """The digest that is registered; the last one known, while an open store answers by it.

@@ -95,8 +95,9 @@ def look_up(questions: Sequence[Question], online: OnlineFeatures) -> None:
     try:
         looked = online.lookup(asking[0].looked_up, rows)
     except EvergreenError as error:
+        _log.warning("features can't be looked up: %s", error)
         for question in asking:
-            question.error = _rejected(str(error))
+            question.error = _rejected("features: unreachable")
         return
     start = 0
     for question in asking:

@@ -2,11 +2,12 @@
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import pandas as pd
@@ -145,8 +146,16 @@ def mend(folder: Path) -> None:
 
 
 def pass_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store may be asked again at once."""
-    monkeypatch.setattr(onlinestore, "PAUSES", (0.0, 0.0))
+    """The store is opened anew almost at once."""
+    monkeypatch.setattr(onlinestore, "PAUSES", (0.01, 0.01))
+
+
+def until(so: Callable[[], bool]) -> None:
+    """Wait for what is done in the background; 30 s at most."""
+    deadline = perf_counter() + 30
+    while not so():
+        assert perf_counter() < deadline, "it never came to that"
+        sleep(0.01)
 
 
 def test_what_is_online_is_found_by_key_each_once(opened: Callable[..., OnlineFeatures]) -> None:
@@ -304,18 +313,22 @@ def test_a_row_that_vanished_is_answered_as_last_known(
     assert looked.age_seconds == [2 * 3600.0, None]
 
 
-def test_an_unreachable_store_is_rejected_with_its_reason_and_healed(
-    folder: Path, opened: Callable[..., OnlineFeatures], monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_store_is_rejected_its_reason_logged_and_healed(
+    folder: Path,
+    opened: Callable[..., OnlineFeatures],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pass_the_pause(monkeypatch)
     online = opened()
     break_by_directory(folder)
     looked = online.lookup(["temp"], [at(0), at(0, "EWR")])
     for problem, origin in zip(looked.problem, ("JFK", "EWR"), strict=True):
-        assert f"view weather for origin {origin}: unreachable: OperationalError" in str(problem)
+        assert problem == f"features of view weather for origin {origin}: unreachable"
     assert "unable to open database file" in str(online.problem)
+    assert "OperationalError" in caplog.text
     mend(folder)
-    assert online.lookup(["temp"], [at(0)]).problem == [None]
+    until(lambda: online.lookup(["temp"], [at(0)]).problem == [None])
     assert online.problem is None
 
 
@@ -355,22 +368,48 @@ def test_what_is_remembered_is_bounded_and_the_unused_goes_first(
 
 
 def test_a_locked_store_costs_one_batch_its_patience_and_the_next_ones_nothing(
-    folder: Path, opened: Callable[..., OnlineFeatures]
+    folder: Path, opened: Callable[..., OnlineFeatures], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The next ones neither wait for a read nor for the store to be opened, which hangs too."""
+    pass_the_pause(monkeypatch)
+    opening, opens = threading.Event(), features.open_store
+
+    def open_store(*given: Any) -> Any:
+        opening.set()
+        return opens(*given)
+
     online = opened(patience=0.3)
+    monkeypatch.setattr(features, "open_store", open_store)
     lock = sqlite3.connect(folder / "feast/example/online.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     began = perf_counter()
     looked = online.lookup(["temp"], [at(0)])
     first = perf_counter() - began
-    assert "doesn't answer within 0.3 s" in (looked.problem[0] or "")
+    assert looked.problem == ["features of view weather for origin JFK: unreachable"]
+    assert "doesn't answer within 0.3 s" in (online.problem or "")
     assert 0.3 <= first < 2
+    assert opening.wait(10)  # SQLite waits five seconds for a lock, and so does who opens it
     began = perf_counter()
     for _ in range(10):
         assert online.lookup(["temp"], [at(0)]).problem[0] is not None
-    assert perf_counter() - began < 0.2
+    assert perf_counter() - began < 2
     lock.execute("ROLLBACK")
     lock.close()
+    until(lambda: online.lookup(["temp"], [at(0)]).problem == [None])
+
+
+def test_a_registry_that_hangs_keeps_no_lookup(
+    opened: Callable[..., OnlineFeatures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online, there = opened(), threading.Event()
+    asked = online._store._registry
+    monkeypatch.setattr(type(asked), "due", property(lambda _: True))
+    monkeypatch.setattr(asked, "marks", lambda opened: (there.wait(30), ())[1])
+    began = perf_counter()
+    for _ in range(10):
+        assert online.lookup(["temp"], [at(0)]).values == {"temp": [1.0]}
+    assert perf_counter() - began < 5
+    there.set()
 
 
 def test_a_store_that_nobody_made_is_not_made_by_asking(tmp_path: Path) -> None:
@@ -378,7 +417,8 @@ def test_a_store_that_nobody_made_is_not_made_by_asking(tmp_path: Path) -> None:
     online = OnlineFeatures(declaration, workspace, clock=lambda: NOON)
     assert online.names == FOUND, "as the folder declares them"
     problem = online.lookup(["temp"], [at(0)]).problem[0]
-    assert "unreachable: FileNotFoundError" in (problem or "")
+    assert problem == "features of view weather for origin JFK: unreachable"
+    assert "FileNotFoundError" in (online.problem or "")
     assert not (tmp_path / "feast/example/online.db").exists()
     assert not (tmp_path / "feast/example/registry.db").exists()
     online.close()
@@ -395,6 +435,26 @@ def test_definitions_applied_anew_are_followed(
     features.apply_definitions(declaration, workspace_in(folder), {})
     online.lookup(["temp"], [at(0)])
     assert online.names == ("temp", "clouds", "delay")
+
+
+def test_a_store_that_is_replaced_by_one_that_hangs_keeps_nobody(
+    folder: Path, opened: Callable[..., OnlineFeatures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online, there, opens = opened(patience=0.3), threading.Event(), features.open_store
+
+    def open_store(*given: Any) -> Any:
+        assert there.wait(30)
+        return opens(*given)
+
+    monkeypatch.setattr(features, "open_store", open_store)
+    (folder / "feast/example/registry.db").touch()
+    began = perf_counter()
+    for _ in range(10):
+        assert online.lookup(["temp"], [at(0)]).problem != [None]
+    assert 0.3 <= perf_counter() - began < 2
+    assert online.problem == "it was replaced and is being opened"
+    there.set()
+    until(lambda: online.lookup(["temp"], [at(0)]).problem == [None])
 
 
 def test_keys_may_be_found_in_a_column_of_another_name(
