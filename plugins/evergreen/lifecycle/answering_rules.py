@@ -33,7 +33,7 @@ NOT_ITS_DOING = frozenset({401, 403, 404, 429, 502, 503, 504})
 """Answers that say something of the replica, its key or its load, not of the version.
 
 With 504 too, which counts against it while it is watched: a lone request to a process that has
-just loaded a version may be late for any reason, and there it is only asked again.
+just loaded a version may be late for any reason, and there it is asked again; see `silent_rule`.
 """
 
 
@@ -105,6 +105,16 @@ def smoke_rule(found: Smoke, task: Task, version: str, expected: Array) -> Rule 
         observed=wrong or f"{len(expected)} rows alike in {found.seconds * 1000:.0f} ms",
         bound=f"what it answers here, to {EQUAL:g}",
         passed=not wrong,
+    )
+
+
+def silent_rule(address: str, why: str, asked_for: str) -> Rule:
+    """A replica that serves the version, and got no answer out of it however often it was asked."""
+    return Rule(
+        name=f"smoke requests at {address}",
+        observed=f"{why.removeprefix(address).strip()}, asked again and again for {asked_for}",
+        bound="an answer",
+        passed=False,
     )
 
 

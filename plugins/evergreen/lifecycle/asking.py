@@ -29,6 +29,7 @@ class Reply:
     :ivar headers: by lower-case name.
     :ivar seconds: from asking to having it all.
     :ivar problem: why there is no answer.
+    :ivar late: whether that is for want of time.
     """
 
     address: str
@@ -37,6 +38,7 @@ class Reply:
     text: str = ""
     seconds: float = 0.0
     problem: str | None = None
+    late: bool = False
 
     def refusal(self) -> str | None:
         """Why this is no answer to go on with; None for a 200."""
@@ -116,8 +118,8 @@ async def _one(
             text = body.decode("utf-8", errors="replace")
             took = time.monotonic() - began
             return Reply(address, response.status_code, response.headers, text, took)
-    except TimeoutError:
-        return Reply(address, problem=f"didn't answer {path} within {timeout:g} s")
+    except (TimeoutError, httpx.ReadTimeout):
+        return Reply(address, problem=f"didn't answer {path} within {timeout:g} s", late=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return Reply(address, problem=f"can't be reached ({what})")

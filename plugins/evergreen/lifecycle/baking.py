@@ -8,6 +8,8 @@ look stands in the ledger (`evergreen.lifecycle.bakestate`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,6 +24,7 @@ from evergreen.lifecycle.answering_rules import (
     distribution_unknown,
     errors_rule,
     latency_rule,
+    silent_rule,
     smoke_rule,
 )
 from evergreen.lifecycle.asking import KEY
@@ -51,7 +54,10 @@ def look_at_requests(
 
     The first one sends smoke requests and notes when the watch began, and what was counted until
     then. The following compare with that, until ``bake.watch`` has passed. A replica that can't
-    be reached is not the version's fault: the watch goes on, three times as long at most.
+    be reached is not the version's fault: the others are watched meanwhile, three times as long
+    at most, and it is sent its smoke requests as soon as it is there. One that serves the version
+    and doesn't answer them is asked again at each look; until the watch is over they must be
+    answered.
 
     :param now: wall time.
     :param as_of: only noted in the report.
@@ -59,7 +65,7 @@ def look_at_requests(
         proven it too, ``baking`` when they haven't yet, or when there were too few requests;
         ``roll_back`` when it is disproved, which a repeat says again, and later looks as long as
         there is a verified version to go back to; without one they say ``nothing``.
-    :raises UnavailableError: when no first look is possible, or a replica can't be reached for
+    :raises UnavailableError: when no replica can be looked at first, or one can't be reached for
         three times the watch.
     """
     bake = begin(declaration, workspace, "requests", as_of)
@@ -146,53 +152,89 @@ def _steps(declaration: Declaration) -> list[int]:
 # requests
 
 
+@dataclass(frozen=True)
+class _Smoked:
+    """What became of smoke requests.
+
+    :ivar silent: replicas that serve the version and didn't answer in time, and how.
+    """
+
+    rules: list[Rule]
+    silent: dict[str, str]
+
+
 def _first_look(bake: Bake, now: datetime) -> BakeReport:
     """Smoke requests, and from where on it is counted."""
     declaration, version = bake.declaration, bake.live.version
     refused, absent = _replicas(bake)
     if refused:
         return _sent_back(bake, refused)
-    _all_there(bake, absent)
+    there = [each for each in declaration.serving.replicas if each not in absent]
+    smoked = _smoke(bake, there, absent)
+    if not all(rule.passed for rule in smoked.rules):
+        return _sent_back(bake, smoked.rules)
+    counted, problems = servers.counted(declaration, version)
+    absent = {**problems, **absent}
+    if set(declaration.serving.replicas) <= set(absent):
+        _all_there(bake, absent)
+    unanswered = {**absent, **smoked.silent}
+    told = f"smoke requests are well; watched for {format_duration(declaration.bake.watch)}"
+    told += "".join(f"; not yet: {each}" for each in _named(unanswered))
+    kept = {address: each.to_dict() for address, each in counted.items()}
+    note = {"since": now.isoformat(), "counters": kept, "unanswered": sorted(unanswered)}
+    return record(bake, bake.report("baking", told, rules=tuple(smoked.rules)), WATCHING, note)
+
+
+def _smoke(bake: Bake, addresses: Sequence[str], absent: dict[str, str]) -> _Smoked:
+    """Send smoke requests to replicas that serve the version; note in ``absent`` whose answer
+    says nothing of it."""
+    smoked = _Smoked([], {})
+    if not addresses:
+        return smoked
+    declaration, version = bake.declaration, bake.live.version
     model, rows = example_rows(declaration, bake.workspace, bake.live)
     expected = model.predict(rows)
-    rules: list[Rule] = []
-    for found in servers.smoke(declaration, rows, version):
+    for found in servers.smoke(declaration, rows, version, addresses=addresses):
         rule = smoke_rule(found, declaration.task, version, expected)
         if isinstance(rule, Rule):
-            rules.append(rule)
+            smoked.rules.append(rule)
         else:
-            absent[found.address] = rule
-    if not all(rule.passed for rule in rules):
-        return _sent_back(bake, rules)
-    counted, problems = servers.counted(declaration, version)
-    _all_there(bake, {**problems, **absent})
-    told = f"smoke requests are well; watched for {format_duration(declaration.bake.watch)}"
-    kept = {address: each.to_dict() for address, each in counted.items()}
-    note = {"since": now.isoformat(), "counters": kept}
-    return record(bake, bake.report("baking", told, rules=tuple(rules)), WATCHING, note)
+            (smoked.silent if found.late else absent)[found.address] = rule
+    return smoked
 
 
 def _next_look(bake: Bake, now: datetime) -> BakeReport:
     """What was counted since the watch began, beside the bounds."""
     declaration, watch = bake.declaration, Watch.of(bake.declaration)
-    since = datetime.fromisoformat(bake.events[WATCHING]["since"])
+    watching = bake.events[WATCHING]
+    since = datetime.fromisoformat(watching["since"])
     passed, length = now - since, declaration.bake.watch
     refused, absent = _replicas(bake)
     if refused:
         return _sent_back(bake, refused)
     counted, problems = _counted(bake)
     absent = {**problems, **absent}
+    owing = set(watching.get("unanswered", ())) - set(absent)
+    smoked = _smoke(bake, [a for a in declaration.serving.replicas if a in owing], absent)
     enough, late = counted.requests >= watch.requests, passed >= length * PATIENCE
-    done = passed >= length and enough and not absent
+    over = passed >= length
+    done = over and enough and not absent
     final = done or late
-    rules = [errors_rule(counted, watch, final=final), _latency(bake, counted, watch, final=final)]
+    silent = [silent_rule(a, why, _text(passed)) for a, why in smoked.silent.items() if over]
+    rules = [
+        errors_rule(counted, watch, final=final),
+        _latency(bake, counted, watch, final=final),
+        *smoked.rules,
+        *silent,
+    ]
     if not all(rule.passed for rule in rules):
         return _sent_back(bake, rules)
     if absent and late:
         _all_there(bake, absent, f" for {_text(passed)}")
     told = (
         f"{_text(passed)} of {format_duration(length)}, {counted.requests:,.0f} requests "
-        f"({watch.requests:,} needed)" + "".join(f"; {each}" for each in _named(absent))
+        f"({watch.requests:,} needed)"
+        + "".join(f"; {each}" for each in _named({**absent, **smoked.silent}))
     )
     if done:
         rules.append(_distribution(bake, since, watch))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VERSION_HEADER = "X-Evergreen-Version"
 SMOKE = "evergreen-smoke"
 """What the ids of smoke requests begin with: in the prediction log they are nobody's."""
+LATE = 504  # what a replica answers when a version takes too long
 PAUSE = 0.25  # seconds between two looks while waiting
 
 
@@ -66,6 +67,7 @@ class Smoke:
     :ivar answers: ``predictions`` as they came.
     :ivar seconds: from asking to having it all.
     :ivar problem: why there is no answer that can be read, or what the replica said against it.
+    :ivar late: whether it took too long, by our patience or the replica's own.
     """
 
     address: str
@@ -74,6 +76,7 @@ class Smoke:
     answers: tuple[Any, ...] = ()
     seconds: float = 0.0
     problem: str | None = None
+    late: bool = False
 
 
 def states(declaration: Declaration, *, timeout: float = 5.0) -> list[ReplicaState]:
@@ -125,12 +128,18 @@ def wait_until_served(
 
 
 def smoke(
-    declaration: Declaration, rows: pd.DataFrame, version: str, *, timeout: float = 10.0
+    declaration: Declaration,
+    rows: pd.DataFrame,
+    version: str,
+    *,
+    addresses: Sequence[str] | None = None,
+    timeout: float = 10.0,
 ) -> list[Smoke]:
     """Ask each declared replica to answer example rows, as a client would.
 
     :param rows: the version's features, shape (n, …).
     :param version: only for the requests' ids.
+    :param addresses: only these replicas.
     :param timeout: seconds that one replica may take in all.
     """
     from evergreen.store import digest_of
@@ -138,7 +147,7 @@ def smoke(
     asked = {"dataframe_split": {"columns": [*map(str, rows.columns)], "data": _plain_rows(rows)}}
     name = f"{SMOKE}-{version}-{digest_of(asked)[:12]}"
     replies = ask(
-        declaration.serving.replicas,
+        declaration.serving.replicas if addresses is None else addresses,
         "POST",
         f"/models/{declaration.name}/invocations",
         content=json.dumps(asked, allow_nan=False).encode(),
@@ -220,7 +229,8 @@ def _smoke(reply: Reply) -> Smoke:
         except (ValueError, TypeError, KeyError) as error:
             problem = f"answers 200 without a list of predictions: {error}"
     version = reply.headers.get(VERSION_HEADER.lower())
-    return Smoke(reply.address, reply.status, version, answers, reply.seconds, problem)
+    late = reply.late or reply.status == LATE
+    return Smoke(reply.address, reply.status, version, answers, reply.seconds, problem, late)
 
 
 def _plain_rows(rows: pd.DataFrame) -> list[list[Any]]:

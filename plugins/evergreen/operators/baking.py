@@ -38,12 +38,18 @@ class BakeOperator(StageOperator):
         self.part = part
 
     def run_stage(self, workspace: Workspace, context: Context) -> BakeReport:
-        self._finish(workspace)
+        left = self._finish(workspace)
         report = (
             self._by_requests(workspace, context)
             if self.part == "requests"
             else self._by_labels(workspace)
         )
+        if left is not None:
+            # A version that is to go back goes back, and one that is watched is looked at again:
+            # the next look tries to finish too, and says so when a replica stays away.
+            if report.outcome != "roll_back" and report.over:
+                raise left
+            self.log.warning("going live isn't finished: %s", left)
         if report.outcome == "nothing":
             raise AirflowSkipException(f"nothing bakes by {self.part}: {report.reason}")
         return report
@@ -66,10 +72,11 @@ class BakeOperator(StageOperator):
         """What Airflow calls when the pause is over."""
         return self.execute(context)
 
-    def _finish(self, workspace: Workspace) -> None:
+    def _finish(self, workspace: Workspace) -> UnavailableError | None:
         """Carry out what a killed promotion or rollback left: only what is live can be looked at.
 
-        :raises UnavailableError: when a replica doesn't report the live version in time.
+        :returns: what kept that from being finished, such as a replica that doesn't report the
+            live version in time: no reason not to look at the others.
         """
         from evergreen.lifecycle.golive import finish
 
@@ -77,9 +84,12 @@ class BakeOperator(StageOperator):
             carried = finish(self.model, workspace)
         except ServingError:  # the look judges a version that a replica refuses
             self.log.exception("the live version isn't served")
-            return
+            return None
+        except UnavailableError as error:
+            return error
         if carried is not None:
             self.log.info("carried out what was left of going live: %s", carried.server)
+        return None
 
     def _by_requests(self, workspace: Workspace, context: Context) -> BakeReport:
         from evergreen.lifecycle.baking import look_at_requests

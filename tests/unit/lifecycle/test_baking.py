@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,7 +28,7 @@ from evergreen.errors import UnavailableError
 from evergreen.foreground import Foreground
 from evergreen.ledger import Ledger, records
 from evergreen.ledger.tables import LabelRow, PromotionRow, QuarantineRow, ScoreRow
-from evergreen.lifecycle import registry
+from evergreen.lifecycle import registry, servers
 from evergreen.lifecycle.answering_rules import (
     Watch,
     distribution_rule,
@@ -633,10 +634,10 @@ def test_as_slow_as_the_former_is_not_slow(
 
 def test_a_replica_that_cant_be_reached_is_waited_for(lived: Lived, serving: Serving) -> None:
     away = nobody()
-    with pytest.raises(UnavailableError, match=f"can't be looked at: {away} can't be reached"):
-        look(lived, serving, 0, away)
-    assert "watching" not in lived.events
-    look(lived, serving, 0)
+    first = look(lived, serving, 0, away)
+    assert (first.outcome, first.over) == ("baking", False)
+    assert f"; not yet: {away} can't be reached" in first.reason
+    assert lived.events["watching"]["unanswered"] == [away]
     serving.count(100)
     found = look(lived, serving, 10, away)
     assert (found.outcome, found.over) == ("baking", False)
@@ -645,6 +646,73 @@ def test_a_replica_that_cant_be_reached_is_waited_for(lived: Lived, serving: Ser
         look(lived, serving, 30, away)
     assert look(lived, serving, 31).outcome == "baking"
     assert "watched" in lived.events
+
+
+def test_nobody_to_look_at_begins_no_watch(lived: Lived) -> None:
+    away = nobody()
+    with pytest.raises(UnavailableError, match=f"can't be looked at: {away} can't be reached"):
+        look_at_requests(with_replicas(lived, away), lived.workspace, now=NOW)
+    assert "watching" not in lived.events
+
+
+def test_a_dead_replica_keeps_no_bad_version_live(lived: Lived, serving: Serving) -> None:
+    away = nobody()
+    look(lived, serving, 0, away)
+    serving.count(5, failed=25)
+    found = look(lived, serving, 1, away)
+    assert found.outcome == "roll_back"
+    assert found.reason.startswith("errors: 25 of 30 requests")
+
+
+def test_a_replica_that_comes_later_is_smoked_then(lived: Lived, serving: Serving) -> None:
+    with running() as late:
+        other = Serving(late, lived.models["2"], version="1").start()
+        assert "serves 1" in look(lived, serving, 0, late.address).reason
+        assert not any("invocations" in path for path, _, _ in late.asked)
+        other.version, other.shift = "2", 1e-4
+        other.say()
+        found = look(lived, serving, 1, late.address)
+    assert found.outcome == "roll_back"
+    assert f"smoke requests at {late.address}: it answers otherwise" in found.reason
+    assert sum("invocations" in path for path, _, _ in serving.replica.asked) == 1
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "504"])
+def test_a_version_that_takes_too_long_to_answer_is_sent_back(
+    lived: Lived, serving: Serving, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    """It is asked again at each look, and must have answered when the watch is over."""
+    monkeypatch.setattr(servers, "smoke", partial(smoke, timeout=0.3 if hangs else 10.0))
+    invoke = serving.invoke
+    slow = text({"error": {"code": "too_slow"}}, 504)
+    serving.replica.answers["/models/example/invocations"] = (
+        (lambda _: serving.replica.over.wait(10)) if hangs else slow
+    )
+    first = look(lived, serving, 0)
+    assert (first.outcome, first.over) == ("baking", False)
+    told = "didn't answer /models/example/invocations within 0.3 s" if hangs else "answers 504: "
+    assert f"; not yet: {serving.replica.address} {told}" in first.reason
+    early = look(lived, serving, 5)
+    assert early.outcome == "baking"
+    assert told in early.reason
+    found = look(lived, serving, 10)
+    assert found.outcome == "roll_back"
+    assert f"smoke requests at {serving.replica.address}: {told}" in found.reason
+    assert "asked again and again for 10m" in found.reason
+    serving.replica.answers["/models/example/invocations"] = invoke
+
+
+def test_a_first_answer_that_was_late_is_forgiven(
+    lived: Lived, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invoke = serving.replica.answers["/models/example/invocations"]
+    serving.replica.answers["/models/example/invocations"] = text({}, 504)
+    look(lived, serving, 0)
+    serving.replica.answers["/models/example/invocations"] = invoke
+    serving.count(30)
+    found = look(lived, serving, 10)
+    assert [rule.name for rule in found.rules][2].startswith("smoke requests at http")
+    assert "watched" in lived.events, found.reason
 
 
 def test_hardly_any_requests_leave_it_unverified(lived: Lived, serving: Serving) -> None:
