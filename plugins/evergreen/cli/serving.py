@@ -94,6 +94,7 @@ def candidate(
     models: Models = MODELS,
 ) -> None:
     """Try a version beside the champion, as serving.candidate declares: shadow or canary."""
+    from evergreen.ledger import records
     from evergreen.lifecycle import registry
 
     declaration, workspace = declared(models, model), Workspace.from_environment()
@@ -103,6 +104,14 @@ def candidate(
         return
     if version == registry.alias_version(workspace, declaration.name, registry.CHAMPION):
         raise EvergreenError(f"{model}: version {version} is the champion; name another to try")
+    with workspace.ledger.read() as session:
+        barred = records.quarantined(session, declaration.name).get(version)
+    if barred is not None:
+        raise EvergreenError(
+            f"{model}: version {version} is quarantined since {barred.run_id}, by "
+            f"{barred.person or 'the machine'}: {barred.reason}. It isn't tried on requests; name "
+            "another version"
+        )
     registry.set_alias(workspace, declaration.name, registry.CANDIDATE, version)
     tried = declaration.serving.candidate
     share = f" for {tried.share:.0%} of the entities" if tried.mode == "canary" else ""

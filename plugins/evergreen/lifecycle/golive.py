@@ -1,6 +1,7 @@
 """Go live: what follows a row of the ledger that makes a version champion, by promotion or rollback.
 
-Alias ``champion`` in the registry, online features, the profile it is watched against, and then
+Alias ``champion`` in the registry (and ``candidate`` no more, where that names this version or a
+quarantined one), online features, the profile it is watched against, and then
 the replicas: live means that they say so. Each step is harmless to repeat and notes itself, so
 whoever comes next carries out what a killed run left.
 """
@@ -46,6 +47,7 @@ def carry_out(declaration: Declaration, workspace: Workspace, row: PromotionRow)
     if newest.id != row.id:  # overtaken between our look and our write: the alias is theirs
         registry.set_champion(workspace, declaration, newest.version)
         return Carried()
+    _end_trial(declaration, workspace, row.version)
     _note(workspace, row, "aliased")
     materialized = {}
     if row.origin:  # promotions of older ledgers have none
@@ -73,6 +75,18 @@ def finish(declaration: Declaration, workspace: Workspace) -> Carried | None:
         if live is None or "completed" in records.events_of(session, live.id):
             return None
     return carry_out(declaration, workspace, live)
+
+
+def _end_trial(declaration: Declaration, workspace: Workspace, version: str) -> None:
+    """Let the alias ``candidate`` go that names the version that is live, or a quarantined one: it
+    would go on answering its share."""
+    tried = registry.alias_version(workspace, declaration.name, registry.CANDIDATE)
+    if tried is None:
+        return
+    with workspace.ledger.read() as session:
+        barred = records.quarantined(session, declaration.name)
+    if tried == version or tried in barred:
+        registry.delete_alias(workspace, declaration.name, registry.CANDIDATE)
 
 
 def _newest(declaration: Declaration, workspace: Workspace) -> PromotionRow:

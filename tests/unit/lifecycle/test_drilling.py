@@ -20,7 +20,10 @@ import psutil
 import pytest
 import yaml
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+import evergreen
+from evergreen.cli import app
 from evergreen.declaration import read_declaration
 from evergreen.foreground import Foreground
 from evergreen.ledger import Ledger, records
@@ -184,8 +187,9 @@ def test_a_server_that_does_not_start_fails_the_drill(
     life: Life, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     verify(life)
-    monkeypatch.setattr(life.declaration, "_folder", tmp_path / "nowhere" / "example")
-    report = drill(life.declaration, life.workspace, run_id="drill/3")
+    elsewhere = life.declaration.model_copy()
+    elsewhere._folder = tmp_path / "nowhere" / "example"
+    report = drill(elsewhere, life.workspace, run_id="drill/3")
     assert not report.passed
     assert report.problem is not None
     assert "the drill's server ended with 1 before it listened" in report.problem
@@ -239,27 +243,71 @@ def test_no_server_outlives_a_killed_drill(tmp_path: Path) -> None:
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    site = tmp_path / "sitecustomize.py"  # evergreen --help would end by itself
-    site.write_text(
-        "import sys, time\n"
+    site, serving = tmp_path / "sitecustomize.py", tmp_path / "serving"
+    site.write_text(  # evergreen --help would end by itself
+        "import pathlib, sys, time\n"
         "if 'evergreen.lifecycle.drill_server' in sys.orig_argv:\n"
         "    import runpy\n"
-        "    runpy.run_module = lambda *_, **__: time.sleep(60)\n"
+        "    def serve(*_, **__):\n"
+        f"        pathlib.Path({str(serving)!r}).touch()\n"
+        "        time.sleep(60)\n"
+        "    runpy.run_module = serve\n"
     )
+    package = Path(evergreen.__file__).parents[1]
     parent = subprocess.Popen(
         [sys.executable, "-c", drilling_process],
         stdout=subprocess.PIPE,
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{tmp_path}:{package}", "PATH": "/usr/bin:/bin"},
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(2.0)  # it imports what it needs
-    assert child.is_running()
+    deadline = time.monotonic() + 60
+    while not serving.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # between looks, until the deadline
+    assert child.status() != psutil.STATUS_ZOMBIE, "it serves while its drill lives"
     parent.send_signal(signal.SIGKILL)
     parent.wait(10)
     parent.stdout.close()
     _, alive = psutil.wait_procs([child], timeout=20)
     assert not alive
+
+
+def test_a_drill_is_weekly_unless_declared(tmp_path: Path) -> None:
+    assert declare(tmp_path).rollback.drill == "@weekly"
+    assert declare(tmp_path, rollback={"drill": "@daily"}).rollback.drill == "@daily"
+
+
+def test_the_command_line_drills_and_rolls_back(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify(life)
+    for name, value in {
+        "EVERGREEN_HOME": life.workspace.home,
+        "EVERGREEN_LEDGER_URL": life.workspace.ledger.url.render_as_string(hide_password=False),
+        "EVERGREEN_MODELS": life.declaration.folder.parent,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    drilled = CliRunner().invoke(app, ["drill", "example"])
+    assert drilled.exit_code == 0, drilled.output
+    assert "PASSED" in drilled.output
+    (row,) = drills(life)
+    assert (row.version, row.target, row.passed) == ("2", "1", True)
+    why = ["--reason", "the dashboard looks odd", "--person", "vera"]
+    back = CliRunner().invoke(app, ["rollback", "example", *why])
+    assert back.exit_code == 0, back.output
+    assert "version 2 is quarantined" in back.output
+    with life.workspace.ledger.read() as session:
+        live = records.champion(session, "example")
+        assert live is not None
+        assert (live.version, live.kind, live.person) == ("1", "rollback", "vera")
+        assert (live.reason, "completed" in records.events_of(session, live.id)) == (why[1], True)
+    assert aliases(life)["champion"] == "1"
+    refused = CliRunner().invoke(app, ["candidate", "example", "2"])
+    assert "version 2 is quarantined since cli/" in str(refused.exception)
+    assert "by vera: the dashboard looks odd" in str(refused.exception)
+    assert "candidate" not in aliases(life)
+    registry.set_champion(life.workspace, life.declaration, "2")  # as it was, for the others
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,18 @@ def test_the_last_verified_version_comes_back_as_it_was(life: Life) -> None:
     assert "asked by the machine: labels say so" in done.describe()
 
 
+@pytest.mark.parametrize(("tried", "stays"), [("3", False), ("2", False), ("1", True)])
+def test_what_is_live_or_quarantined_is_no_candidate_any_more(
+    life: Life, tried: str, stays: bool
+) -> None:
+    """Version 3 goes, version 2 comes back: neither answers a share beside the champion."""
+    registry.set_alias(life.workspace, "example", registry.CANDIDATE, tried)
+    assert back(life).version == "2"
+    left = registry.alias_version(life.workspace, "example", registry.CANDIDATE)
+    assert left == (tried if stays else None)
+    registry.delete_alias(life.workspace, "example", registry.CANDIDATE)
+
+
 def test_a_rollback_is_never_before_what_it_replaces(life: Life) -> None:
     """A promotion may have run ahead of the data, by an As of."""
     with life.workspace.ledger.write() as session:
