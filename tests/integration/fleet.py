@@ -37,6 +37,7 @@ from evergreen.workspace import Workspace
 from tests.feature_models import MODULE
 
 DAGS = Path(__file__).parents[2] / "dags"
+PLUGINS = DAGS.with_name("plugins")
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 ORIGINS = ("JFK", "EWR", "LGA", "BOS")
 MODEL: dict[str, Any] = {
@@ -270,7 +271,7 @@ class Replica:
         environment = {
             **os.environ,
             "EVERGREEN_HOME": str(self.served.home),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([str(PLUGINS), str(Path(__file__).parents[2])]),
             **self.environment,
         }
         with self.log.open("ab") as stream:

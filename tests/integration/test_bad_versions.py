@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,8 +19,12 @@ from evergreen.ledger import records
 from evergreen.lifecycle import registry
 from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.lifecycle.baking import look_at_requests
+from evergreen.lifecycle.compaction import compact
 from evergreen.lifecycle.contracts import BakeReport
+from evergreen.lifecycle.escalation import standing
+from evergreen.lifecycle.servedlog import read_served
 from evergreen.operators.promotion import PromoteModelOperator
+from evergreen.operators.rollback import RollbackModelOperator
 from tests.integration.fleet import Replica, Served, free_port
 
 pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(900)]
@@ -32,6 +38,7 @@ import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -39,6 +46,7 @@ LAST = {
     "good": HistGradientBoostingClassifier(max_iter=20),
     "slow": RandomForestClassifier(400, max_depth=4),
     "fragile": LogisticRegression(),  # refuses a distance that is missing
+    "nan": GaussianNB(),  # a distance whose square is infinite has no likelihood in any class
 }
 
 
@@ -97,6 +105,28 @@ def ask(replica: Replica, times: int, *, distance: float | None) -> list[int]:
         ]
 
 
+def roll_back_by_machine(served: Served, report: BakeReport) -> None:
+    """What the task after the bake does with its report."""
+    bake = report.save(served.workspace.store).to_dict()
+    operator = RollbackModelOperator(task_id="roll_back", model=served.declaration, bake=bake)
+    run = SimpleNamespace(dag_id="example.bake", run_id="hourly")
+    done = operator.run_stage(served.workspace, {"dag_run": run})  # type: ignore[arg-type, typeddict-item]  # all it looks at
+    assert (done.version, done.replaced, done.person) == ("1", "2", None)
+
+
+def went_back(served: Served) -> None:
+    """Version 1 is live again, version 2 quarantined, and a person is asked to look."""
+    with served.workspace.ledger.read() as session:
+        live = records.champion(session, "example")
+        assert live is not None
+        assert (live.version, live.kind, live.person) == ("1", "rollback", None)
+        assert list(records.quarantined(session, "example")) == ["2"]
+        stopped = standing(session, served.declaration).stopped
+    assert stopped is not None
+    assert (stopped.cause, stopped.priority) == ("rollback", "P1")
+    assert arbitrate(served.declaration, served.workspace, run_id="after").action == "investigate"
+
+
 def look(served: Served, after: timedelta) -> BakeReport:
     """What a bake says so long after its first look."""
     return look_at_requests(served.declaration, served.workspace, now=NOW + after)
@@ -114,9 +144,29 @@ def test_a_version_that_fails_some_requests_is_sent_back(served: Served, replica
     assert "errors" in served.events()["disproved"]["reason"]
     decision = arbitrate(served.declaration, served.workspace, run_id="next")
     assert decision.action == "rollback"
-    served.roll_back("because of its errors")
-    replica.wait_for("1")
+    roll_back_by_machine(served, found)
+    went_back(served)
+    assert replica.version()["version"] == "1", "a rollback ends when its replicas say so"
     assert set(ask(replica, 5, distance=None)) == {200}
+
+
+def test_a_version_that_answers_nan_is_sent_back(served: Served, replica: Replica) -> None:
+    """On rows like those it learned from it is well, so the gate and the smoke requests pass it."""
+    build_as(served, "nan")
+    served.land(3)
+    assert served.promote("nan").version == "2"
+    assert look(served, timedelta(0)).outcome == "baking"
+    assert set(ask(replica, 5, distance=10.0)) == {200}
+    answer = replica.ask({"rows": [{"origin": "JFK", "distance": 1e200}]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_failed")
+    assert "NaN" not in answer.text
+    assert set(ask(replica, 20, distance=1e200)) == {500}
+    assert "version 2 answered NaN or infinity" in replica.log.read_text()
+    found = look(served, timedelta(seconds=30))
+    assert found.outcome == "roll_back", list(found.describe())
+    roll_back_by_machine(served, found)
+    went_back(served)
+    assert set(ask(replica, 5, distance=1e200)) == {200}
 
 
 def test_a_slow_version_is_sent_back(served: Served, replica: Replica) -> None:
@@ -140,6 +190,35 @@ def test_a_good_version_bakes_well(served: Served, replica: Replica) -> None:
     found = served.events()
     assert "watched" in found, list(report.describe())
     assert "disproved" not in found
+    _try_beside(served, replica)
+
+
+def _try_beside(served: Served, replica: Replica) -> None:
+    """The one before, as candidate: it answers in the shadow until it is champion itself."""
+    registry.set_alias(served.workspace, "example", registry.CANDIDATE, "1")
+    _until(lambda: replica.version()["candidate"] == "1")
+    assert set(ask(replica, 10, distance=10.0)) == {200}
+    shadow = 'evergreen_answers_total{model="example",role="shadow",version="1"} 10.0'
+    _until(lambda: shadow in httpx.get(f"{replica.address}/metrics", timeout=10).text)
+    served.roll_back("to the one before", "1")
+    assert replica.version()["version"] == "1"
+    assert registry.alias_version(served.workspace, "example", registry.CANDIDATE) is None
+    _until(lambda: replica.version()["candidate"] is None)
+    replica.stop()
+    compact(served.declaration, served.workspace)
+    rows = read_served(served.declaration, served.workspace, roles=("champion", "shadow"))
+    tried = rows[rows["role"] == "shadow"]
+    assert set(tried["model_version"]) == {"1"}
+    beside = rows[(rows["role"] == "champion") & rows["request_id"].isin(tried["request_id"])]
+    assert len(tried) == len(beside) == 10
+    assert set(beside["model_version"]) == {"2"}
+
+
+def _until(so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # between looks, until the deadline
 
 
 def test_an_artifact_broken_after_registration_never_answers(

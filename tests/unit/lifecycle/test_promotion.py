@@ -1,10 +1,12 @@
 """A promotion happens once, against the champion it was judged against, or not at all."""
 
+import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from evergreen.errors import ConflictError
+from evergreen.errors import ConflictError, EvergreenError
 from evergreen.ledger import records
 from evergreen.lifecycle import promotion, registry
 from evergreen.lifecycle.contracts import Champion
@@ -80,8 +82,44 @@ def test_a_race_has_one_winner_and_the_other_is_told(
     assert registry.champion_version(life.workspace, life.declaration) == healed.version == "2"
 
 
-def test_a_verdict_that_does_not_promote_is_refused(life: Life) -> None:
+def test_of_two_promotions_at_once_one_wins(life: Life) -> None:
+    """Both were judged against the same champion, and both are let through."""
     life.land(4)
+    before = champion(life)
+    decision = life.decide("run 8")
+    verdict, _ = life.judge(decision)
+    passed = verdict.model_copy(update={"promotes": True, "verdict": "promote"})
+    assert passed.champion_position == before.position
+    rivals = {
+        name: life.judge(decision.model_copy(update={"run_id": name}))[1]
+        for name in ("run 8", "run 9")
+    }
+    start, said = threading.Barrier(2), dict[str, Any]()
+
+    def go(name: str) -> None:
+        start.wait(30)
+        try:
+            mine = decision.model_copy(update={"run_id": name})
+            said[name] = life.promote(mine, passed, rivals[name])
+        except EvergreenError as error:
+            said[name] = error
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in rivals]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    (lost,) = [each for each in said.values() if isinstance(each, Exception)]
+    (won,) = [each for each in said.values() if not isinstance(each, Exception)]
+    assert isinstance(lost, ConflictError)
+    assert "Nothing was changed" in str(lost)
+    after = champion(life)
+    assert (after.position, after.version) == (before.position + 1, won.version)
+    assert registry.champion_version(life.workspace, life.declaration) == won.version
+
+
+def test_a_verdict_that_does_not_promote_is_refused(life: Life) -> None:
+    life.land(5)
     decision = life.decide("run 4").model_copy(update={"run_id": "run 5"})
     verdict, run = life.judge(decision)
     before = champion(life)
