@@ -27,6 +27,8 @@ from tests.printing import Figure
 pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(900)]
 
 REQUESTS, USERS = 20_000, 8
+#: The load goes on until the last move; this many bound it, at 50 a second and user.
+MOST = 10 * REQUESTS
 #: Versions that go live under load, each other than the one before, and how often one comes back.
 PROMOTIONS, MOVES = 3, 10
 
@@ -68,12 +70,13 @@ def test_ten_moves_under_load_lose_nothing(
     replica = Replica(served, port, "one").start()
     load = begin(
         tmp_path, replica.address, ["/predict", "/invocations"], _mixed(), name="moves",
-        requests=REQUESTS, users=USERS, rate=50.0,
+        requests=REQUESTS, users=USERS, rate=50.0, most=MOST,
     )  # fmt: skip
     try:
         _wait_for_answers(replica, 200)
         moved = list(_moves(served))
         still_going = load.process.poll() is None
+        load.enough()
         answers = load.answers(timeout=600)
     finally:
         load.stop()
@@ -87,8 +90,8 @@ def test_ten_moves_under_load_lose_nothing(
         f"{sorted({str(a.version) for a in answers}, key=int)}; {found['per_second']:.0f}/s, "
         f"p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms (throttled)"
     )
-    assert still_going, "the load was over before the last move: raise REQUESTS or lower its rate"
-    assert len(answers) == REQUESTS
+    assert still_going, f"{MOST:,} requests were over before the last move"
+    assert len(answers) >= REQUESTS
     assert failed == []
     assert missing_from(log, answers) == []
     assert {a.version for a in answers} >= set(moved)

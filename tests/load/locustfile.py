@@ -2,7 +2,8 @@
 
 Run by `tests.load.run`, as ``locust -f …`` in a process of its own. What to do is in ``LOAD``, a
 JSON object: ``count``, ``rate`` (requests a second and user; null for as fast as they go),
-``paths`` and ``bodies`` (taken in turn), ``out``.
+``paths`` and ``bodies`` (taken in turn), ``out``; ``until``, a file, to go on after ``count`` until
+that is there, but for no more than ``most`` in all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from locust.exception import StopUser
 PLAN: dict[str, Any] = json.loads(os.environ["LOAD"])
 KEY = os.environ.get("EVERGREEN_SERVING_API_KEY")
 number = count()
+begun: list[int] = []
 answers: list[dict[str, Any]] = []
+
+
+def over() -> bool:
+    """Whether enough was asked."""
+    if len(begun) < PLAN["count"]:
+        return False
+    return len(begun) >= PLAN["most"] or not PLAN["until"] or Path(PLAN["until"]).exists()
 
 
 class Client(FastHttpUser):
@@ -33,11 +42,11 @@ class Client(FastHttpUser):
     @task
     def ask(self) -> None:
         """Ask once, and write down what came of it."""
-        mine = next(number)
-        if mine >= PLAN["count"]:
-            if len(answers) == PLAN["count"]:
-                self.environment.runner.quit()
+        if over():
+            self.leave()
             raise StopUser
+        mine = next(number)
+        begun.append(mine)
         case = mine % len(PLAN["bodies"])
         headers = {"Content-Type": "application/json", "X-Request-Id": f"{PLAN['name']}-{mine}"}
         if KEY:
@@ -62,7 +71,11 @@ class Client(FastHttpUser):
                     "body": str(response.text)[:500] if response.status_code != 200 else None,
                 }
             )
-        if len(answers) == PLAN["count"]:
+        self.leave()
+
+    def leave(self) -> None:
+        """End the whole load, with the last answer."""
+        if over() and len(answers) == len(begun):
             self.environment.runner.quit()
 
 

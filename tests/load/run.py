@@ -41,6 +41,12 @@ class Load:
     process: subprocess.Popen[bytes]
     out: Path
     log: Path
+    until: Path | None = None
+
+    def enough(self) -> None:
+        """Let it end as soon as it has made its requests."""
+        assert self.until is not None, "it ends by itself"
+        self.until.touch()
 
     def answers(self, timeout: float) -> list[Answer]:
         """Every answer, once the load is over."""
@@ -65,12 +71,19 @@ def begin(
     requests: int,
     users: int = 8,
     rate: float | None = None,
+    most: int | None = None,
 ) -> Load:
-    """Start the load."""
+    """Start the load.
+
+    :param most: go on after ``requests`` until told that it is enough, for so many in all.
+    """
+    until = folder / f"{name}.enough" if most else None
     out, log = folder / f"{name}.json", folder / f"{name}.log"
     plan = {
         "name": name,
         "count": requests,
+        "most": most or requests,
+        "until": str(until) if until else None,
         "rate": rate,
         "paths": list(paths),
         "bodies": list(bodies),
@@ -85,7 +98,7 @@ def begin(
         process = subprocess.Popen(
             command, env={**os.environ, "LOAD": json.dumps(plan)}, stdout=stream, stderr=stream
         )
-    return Load(process, out, log)
+    return Load(process, out, log, until)
 
 
 def figures(answers: Sequence[Answer]) -> dict[str, float]:

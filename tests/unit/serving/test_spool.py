@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -198,8 +199,11 @@ def keep_appending(folder: Path, writer: int, *, sync: bool) -> Callable[[int], 
 @pytest.mark.parametrize("sync", [True, False])
 def test_what_was_acknowledged_outlives_sigkill(tmp_path: Path, store: Store, sync: bool) -> None:
     folder, chance = tmp_path / "spool", random.Random(sync)
-    kills, at_once, acknowledged = 12, 2, {}
-    for first in range(0, kills, at_once):  # two replicas share the folder
+    kills, at_once, acknowledged = 12, 2, dict[int, int]()
+    # A busy machine's children get little done in such a time: as many more are killed as it takes.
+    while len(acknowledged) < kills or sum(acknowledged.values()) <= 1000:
+        first = len(acknowledged)  # two replicas share the folder
+        assert first < 20 * kills, "hardly anything was written"
         children = [
             (writer, *fork(keep_appending(folder, writer, sync=sync)))
             for writer in range(first, first + at_once)
@@ -212,14 +216,13 @@ def test_what_was_acknowledged_outlives_sigkill(tmp_path: Path, store: Store, sy
             acknowledged[writer] = int(said[-1]) if said else 0
     Shipper(folder, store, "example").ship()
     assert list(folder.iterdir()) == []
-    found: dict[int, list[int]] = {writer: [] for writer in range(kills)}
+    found: dict[int, list[int]] = {writer: [] for writer in acknowledged}
     torn = 0
     for content in shipped(store).values():
         torn += not content.endswith(b"\n")
         for each in map(json.loads, lines_of(content)):
             found[each["writer"]].append(each["number"])
-    assert sum(acknowledged.values()) > 1000
-    assert torn <= kills
+    assert torn <= len(acknowledged)
     for writer, numbers in found.items():
         assert sorted(numbers) == list(range(len(numbers)))
         assert acknowledged[writer] <= len(numbers) <= acknowledged[writer] + 2000
@@ -347,9 +350,19 @@ def test_a_segment_is_closed_when_it_is_old_and_shipped(tmp_path: Path, store: S
     finally:
         shipper.stop()
     assert not shipper.is_alive()
+
+
+def test_an_old_segment_is_closed_by_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0], time=time.time)
+    monkeypatch.setattr("evergreen.serving.spool.time", clock)
+    spool = Spool(tmp_path / "spool", max_age=600.0)
     spool.append([line("a", 1)])
     spool.append([line("a", 2)])
-    time.sleep(0.11)  # longer than max_age
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+    passed[0] = 600.0
     spool.append([line("a", 3)])
     names = sorted(path.name for path in (tmp_path / "spool").iterdir())
     assert [name.partition(".")[2] for name in names] == ["jsonl", "jsonl.open"]

@@ -330,6 +330,7 @@ def test_a_model_that_hangs_is_told_and_delays_no_other(
     assert "doesn't answer within 0.3 s" in versions.state()["registry_problem"]
     until(lambda: "hasn't answered 3 earlier calls" in versions.state()["registry_problem"])
     assert versions.state()["refused"] == {}, "the next replica may have the time"
+    monkeypatch.setattr(following, "LOADING", 60.0)  # the good one has all the time it needs
     life.point(good)
     until(lambda: versions.state()["version"] == good)
     assert versions.state()["registry_problem"] is None
@@ -495,12 +496,12 @@ def test_a_registry_that_goes_away_stops_no_answers(life: Life) -> None:
 def test_looks_at_a_dead_registry_are_bounded_and_rarer(
     life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "LOOKING", 0.2)
+    monkeypatch.setattr(following, "LOOKING", 1.0)
     with silent_listener() as uri:
         follower = life.replica(tracking_uri=uri)._champion
         began = perf_counter()
         pauses = [follower.look() for _ in range(12)]
-        assert perf_counter() - began < 3, "three wait, the others don't"
+        assert 3 <= perf_counter() - began < 9, "three wait, the others don't"
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (2 * SOON, following.SLOWEST)
     assert "hasn't answered 3 earlier calls yet" in str(follower.told.problem)
