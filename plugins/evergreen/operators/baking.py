@@ -47,7 +47,8 @@ class BakeOperator(StageOperator):
         if left is not None:
             # A version that is to go back goes back, and one that is watched is looked at again:
             # the next look tries to finish too, and says so when a replica stays away.
-            if report.outcome != "roll_back" and report.over:
+            again = self.part == "requests" and not report.over
+            if report.outcome != "roll_back" and not again:
                 raise left
             self.log.warning("going live isn't finished: %s", left)
         if report.outcome == "nothing":

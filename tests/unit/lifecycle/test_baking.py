@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from evergreen.errors import UnavailableError
 from evergreen.foreground import Foreground
 from evergreen.ledger import Ledger, records
 from evergreen.ledger.tables import LabelRow, PromotionRow, QuarantineRow, ScoreRow
-from evergreen.lifecycle import registry, servers
+from evergreen.lifecycle import golive, registry, servers
 from evergreen.lifecycle.answering_rules import (
     Watch,
     distribution_rule,
@@ -46,6 +47,7 @@ from evergreen.lifecycle.fitted import FittedModel, load_fitted
 from evergreen.lifecycle.replicacounts import Counters
 from evergreen.lifecycle.servedlines import segment_name
 from evergreen.lifecycle.servers import Smoke, counters, smoke, states, wait_until_served
+from evergreen.operators.baking import BakeOperator
 from evergreen.serving.app import create_app
 from evergreen.serving.server import Running
 from evergreen.store import Store
@@ -646,6 +648,32 @@ def test_a_replica_that_cant_be_reached_is_waited_for(lived: Lived, serving: Ser
         look(lived, serving, 30, away)
     assert look(lived, serving, 31).outcome == "baking"
     assert "watched" in lived.events
+
+
+def test_what_keeps_going_live_from_being_finished_keeps_no_look(
+    lived: Lived, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task looks first, and fails afterwards when nothing else comes of it."""
+
+    def finish(*_: Any) -> None:
+        raise UnavailableError("a replica doesn't report the version")
+
+    monkeypatch.setattr(golive, "finish", finish)
+    declared = with_replicas(lived, serving.replica.address)
+    context: Any = {"dag_run": SimpleNamespace(run_after=NOW)}
+
+    def bake(part: Any) -> BakeReport:
+        operator = BakeOperator(task_id="bake", model=declared, part=part)
+        report: BakeReport = operator.run_stage(lived.workspace, context)
+        return report
+
+    assert (bake("requests").outcome, "watching" in lived.events) == ("baking", True)
+    lived.answer(4, 150, truth=well, known_at=lived.live.as_of)
+    with pytest.raises(UnavailableError, match="doesn't report the version"):
+        bake("labels")
+    assert "proven" in lived.events
+    serving.count(5, failed=25)
+    assert bake("requests").outcome == "roll_back"
 
 
 def test_nobody_to_look_at_begins_no_watch(lived: Lived) -> None:
