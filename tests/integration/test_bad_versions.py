@@ -25,6 +25,7 @@ from evergreen.lifecycle.escalation import standing
 from evergreen.lifecycle.servedlog import read_served
 from evergreen.operators.promotion import PromoteModelOperator
 from evergreen.operators.rollback import RollbackModelOperator
+from evergreen.serving.online import OnlineFeatures
 from tests.integration.fleet import Replica, Served, free_port
 
 pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(900)]
@@ -167,6 +168,29 @@ def test_a_version_that_answers_nan_is_sent_back(served: Served, replica: Replic
     roll_back_by_machine(served, found)
     went_back(served)
     assert set(ask(replica, 5, distance=1e200)) == {200}
+
+
+def test_online_features_follow_a_rollback_by_value(served: Served) -> None:
+    """A new version came with features computed otherwise; the old one gets its own back."""
+
+    def online() -> list[float]:
+        features = OnlineFeatures(served.declaration, served.workspace, clock=lambda: NOW)
+        try:
+            return features.lookup(["temp"], [{"origin": "JFK"}, {"origin": "BOS"}]).values["temp"]
+        finally:
+            features.close()
+
+    own = online()
+    assert all(50 < value < 150 for value in own)
+    file = served.models / "example" / "features.py"
+    otherwise = file.read_text().replace(
+        'return raw["weather"]', 'return raw["weather"].assign(temp=raw["weather"]["temp"] + 1000)'
+    )
+    file.write_text(otherwise)
+    assert served.promote("computed otherwise").version == "2"
+    assert online() == [value + 1000 for value in own]
+    served.roll_back("back to its own", "1")
+    assert online() == own
 
 
 def test_a_slow_version_is_sent_back(served: Served, replica: Replica) -> None:

@@ -1,15 +1,11 @@
 """Under load: versions come and go, a replica is killed, and nothing is lost or unlogged.
 
-The figures are printed (``-s``, or in the report of a failure); what is asserted are counts, and
-ratios of two servers measured one after the other.
+The figures are printed (``-s``, or in the report of a failure); what is asserted are counts.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,22 +126,6 @@ def test_a_killed_replica_loses_only_what_was_in_flight_in_it(
     assert missing_from(log, answers) == []
 
 
-@pytest.mark.alone
-def test_it_answers_more_than_mlflows_server(
-    template: Served, tmp_path: Path, figure: Figure
-) -> None:
-    served = Served(shutil.copytree(template.folder, tmp_path / "project"))
-    theirs = _measure(tmp_path, _mlflow(served, tmp_path), "mlflow", 1_500)
-    ours = _measure(tmp_path, _evergreen(served), "evergreen", 6_000)
-    for name, found in (("mlflow models serve", theirs), ("evergreen serve", ours)):
-        figure(
-            f"{name}: {found['per_second']:.0f} requests/s, p50 {found['p50']:.1f} ms, "
-            f"p99 {found['p99']:.1f} ms, {USERS} connections"
-        )
-    assert ours["per_second"] >= 3 * theirs["per_second"]
-    assert ours["p99"] <= theirs["p99"]
-
-
 def _moves(served: Served) -> Iterator[str]:
     """New versions go live, each followed by the one before coming back; then to and fro."""
     for move in range(PROMOTIONS):
@@ -186,58 +166,3 @@ def _answered(replica: Replica) -> float:
         for sample in family.samples
         if sample.name == "evergreen_requests_total" and sample.labels["code"] == "200"
     )
-
-
-def _measure(folder: Path, server: Iterator[str], name: str, requests: int) -> dict[str, float]:
-    """The same requests, from a second process, to a warm server; it is ended afterwards."""
-    address = next(server)
-    try:
-        for part, count in (("warm", 200), ("measured", requests)):
-            load = begin(
-                folder, address, ["/invocations"], WHOLE, name=f"{name}-{part}", requests=count,
-                users=USERS,
-            )  # fmt: skip
-            answers = load.answers(timeout=300)
-            assert [a for a in answers if a.status != 200] == []
-    finally:
-        server.close()  # type: ignore[attr-defined]  # a generator's
-    return figures(answers)
-
-
-def _evergreen(served: Served) -> Iterator[str]:
-    replica = Replica(served, free_port(), "measured").start()
-    try:
-        yield replica.address
-    finally:
-        replica.stop()
-
-
-def _mlflow(served: Served, folder: Path) -> Iterator[str]:
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/example/2",
-        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": served.workspace.tracking_uri}
-    address, log = f"http://127.0.0.1:{port}", folder / "mlflow.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env=environment, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while not _pings(address):
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.2)  # between looks, until the deadline
-        yield address
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-def _pings(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/ping", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
