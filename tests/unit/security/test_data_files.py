@@ -3,7 +3,7 @@
 import errno
 import io
 import random
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -62,15 +62,108 @@ def test_broken_parquet_is_refused_by_itself() -> None:
             read_parquet(io.BytesIO(whole[:cut]))
 
 
-def test_a_file_that_unpacks_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    indices = pa.array(np.zeros(100_000, "int32"))
-    table = pa.table({"a": pa.DictionaryArray.from_arrays(indices, ["x" * 1000]).cast(pa.string())})
-    small = _bytes(table)
-    del table
-    assert len(small.getvalue()) < 40_000
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", None, "b"], pa.large_string()),
+        pa.array(["a", None, "b"], pa.string_view()),
+        pa.array([b"a", None, b"b"]),
+        pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.array([{"x": ["a"], "y": "c"}, None, {"x": None, "y": "d"}]),
+        pa.array([["a", "b"], None, []], pa.large_list(pa.string())),
+        pa.array([[("k", "v")], None, []], pa.map_(pa.string(), pa.string())),
+        pa.array([b"ab", None, b"cd"], pa.binary(2)),
+        pa.array([1, None, 2], pa.decimal128(10, 2)),
+        pa.array(["{}", None, "[]"], pa.json_()),
+        pa.array([True, None, False]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_every_kind_of_column_comes_as_pandas_reads_it(column: pa.Array) -> None:
+    file = io.BytesIO()
+    whole = pa.table({"a": pa.concat_arrays([column] * 20), "b.x": np.arange(60)})
+    parquet.write_table(whole, file, row_group_size=7)
+    pd.testing.assert_frame_equal(read_parquet(file), pd.read_parquet(file))
+
+
+@pytest.mark.parametrize("limit", [500, 50_000])
+def test_a_dictionary_may_end_within_a_group_of_rows(limit: int) -> None:
+    file, texts = io.BytesIO(), [f"text {n}" for n in range(6000)]
+    whole = pa.table({"a": texts, "l": [[t, t] for t in texts], "s": [{"x": t} for t in texts]})
+    parquet.write_table(
+        whole, file, dictionary_pagesize_limit=limit, write_batch_size=100, data_page_size=500,
+        row_group_size=4000,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(read_parquet(file), pd.read_parquet(file))
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_come_in_every_encoding(encoding: str) -> None:
+    file = io.BytesIO()
+    whole = pa.table({"a": [f"text {n}" for n in range(60)]})
+    options: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"a": encoding}}
+    parquet.write_table(whole, file, row_group_size=7, **options)
+    pd.testing.assert_frame_equal(read_parquet(file), whole.to_pandas())
+
+
+def _repeated(value: Any, kind: pa.DataType) -> pa.Array:
+    """A value so often that it takes hundreds of megabytes; made without them."""
+    indices = pa.array(np.zeros(10_000, "int32"))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([value], kind))
+
+
+def _bomb(kind: str) -> tuple[pa.Array, dict[str, Any]]:
+    """What to write, and how."""
+    text = _repeated("x" * 40_000, pa.string())
+    offsets = pa.array(range(0, 10_001, 10), pa.int32())
+    keys = pa.array([f"k{n}" for n in range(10_000)])
+    return {
+        "text": (text, {}),
+        "texts of several pages": (text, {"data_page_size": 100, "row_group_size": 1000}),
+        "category": (text, {"store_schema": True}),
+        "fixed": (_repeated(b"x" * 8_000, pa.binary(8_000)), {}),
+        "wide": (_repeated(b"x" * 40_000, pa.binary(40_000)), {}),
+        "struct": (pa.StructArray.from_arrays([text, keys], ["a", "b"]), {}),
+        "list": (pa.ListArray.from_arrays(offsets, text), {}),
+        "map": (pa.MapArray.from_arrays(offsets, keys, text), {}),
+        "json": (pa.array(["[" + " " * 40_000 + "]"] * 1_000, pa.json_()), {}),
+        "differences": (
+            pa.array(["x" * 40_000] * 1_000),
+            {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}},
+        ),
+        "numbers in a list": (
+            pa.ListArray.from_arrays(pa.array([0, 5_000_000], pa.int32()), np.zeros(5_000_000)),
+            {"use_dictionary": True, "dictionary_pagesize_limit": 1 << 20},
+        ),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text", "texts of several pages", "category", "fixed", "wide", "struct", "list", "map", "json",
+        "differences", "numbers in a list",
+    ],
+)  # fmt: skip
+def test_a_file_that_unpacks_without_end_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before it is in memory: Arrow never holds much more than the bound."""
+    array, options = _bomb(kind)
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"a": array}), buffer, **{"store_schema": False, **options})
+    del array
+    assert len(buffer.getvalue()) < 100_000
     monkeypatch.setattr(untrusted, "EXPANDED", 10 << 20)
-    with pytest.raises(ValueError, match="more than 10,485,760 bytes in memory"):
-        read_parquet(small)
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        with pytest.raises(ValueError, match="more than 10,485,760 bytes in memory"):
+            read_parquet(io.BytesIO(buffer.getvalue()))
+    finally:
+        pa.set_memory_pool(usual)
+    assert counted.max_memory() < 30 << 20
 
 
 def test_columns_and_depth_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
