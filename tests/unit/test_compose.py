@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,46 @@ def test_the_image_is_installed_from_the_lock_by_the_locked_uv() -> None:
     assert used[1] == locked[1], "Dockerfile: ARG UV"
     for word in ("--require-hashes", "--compile-bytecode", "--no-deps"):
         assert word in DOCKERFILE
+
+
+def kept_for_the_image(folder: Path, needed: str, lock: str) -> subprocess.CompletedProcess[str]:
+    """Run the Dockerfile's own filter of the lock; what it keeps is in ``runtime.lock``."""
+    script = re.search(r"<<'PYTHON'\n(.*?)\nPYTHON\n", DOCKERFILE, re.DOTALL)
+    assert script is not None
+    (folder / "needed.txt").write_text(needed)
+    (folder / "requirements.lock").write_text(lock)
+    command = [sys.executable, "-c", script[1]]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def entries(lock: str) -> list[tuple[str, str]]:
+    """Name and whole text of each entry, without what is only said about it."""
+    text = re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE)
+    return [(e.split("==")[0], e.strip()) for e in re.split(r"\n(?=\S)", text) if e.strip()]
+
+
+def test_the_image_keeps_every_entry_of_a_package_with_its_hashes(tmp_path: Path) -> None:
+    whole = entries((PROJECT / "requirements.lock").read_text())
+    names = [name for name, _ in whole]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice, "one version for Python 3.11, another for later ones"
+    needed = twice | set(names[::2])
+    done = kept_for_the_image(
+        tmp_path, "".join(f"{name}==1 ; python_version < '4'\n" for name in sorted(needed)),
+        (PROJECT / "requirements.lock").read_text(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kept = entries((tmp_path / "runtime.lock").read_text())
+    assert kept == [(name, text) for name, text in whole if name in needed]
+    assert all("--hash=sha256:" in text for _, text in kept)
+
+
+def test_a_package_that_the_lock_lacks_ends_the_build(tmp_path: Path) -> None:
+    done = kept_for_the_image(tmp_path, "here==1\ngone==2\n", "here==1 \\\n    --hash=sha256:0\n")
+    assert done.returncode == 1
+    assert "not in requirements.lock: ['gone']" in done.stderr
 
 
 def test_the_image_gets_extras_that_exist() -> None:
