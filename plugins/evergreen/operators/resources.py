@@ -32,7 +32,8 @@ def account(
     """Emit what a task's try has used, and keep what it cost when a price is declared.
 
     :param rows: how many rows the stage was about, where that is known.
-    :param billed: seconds that are paid for, where it isn't the task that works.
+    :param billed: seconds that are paid for, where it isn't the task that works: those of all of
+        its tries, as whoever sends the bill counts them.
     :returns: the line for the task's log.
     """
     usage = meter.read()
@@ -43,7 +44,8 @@ def account(
     line = usage.describe(rows)
     if cost is None:
         return line
-    return f"{line}, cost about {_keep(context, cost):.4g} at {price:g} an hour"
+    total = _keep(context, cost, whole=billed is not None)
+    return f"{line}, cost about {total:.4g} at {price:g} an hour"
 
 
 def run_cost(context: Context, model: Declaration) -> str | None:
@@ -63,13 +65,13 @@ def run_cost(context: Context, model: Declaration) -> str | None:
     return f"cost of this run: about {total:.4g} ({parts or 'no task with a price has run'})"
 
 
-def _keep(context: Context, cost: float) -> float:
-    """Add a try's cost to what the task has cost before; return the sum.
+def _keep(context: Context, cost: float, *, whole: bool) -> float:
+    """Add a try's cost to what the task has cost before, unless it is the whole; return the sum.
 
     A try that was killed is not in it, and nor is what a task costs before it starts.
     """
     state: Any = context["task_state_store"]
-    total = float(state.get(COST) or 0.0) + cost
+    total = cost if whole else float(state.get(COST) or 0.0) + cost
     state.set(COST, total)
     context["ti"].xcom_push(key=COST, value={"task": context["ti"].task_id, "cost": total})
     return total

@@ -98,6 +98,17 @@ def test_what_another_engine_bills_is_counted_instead(
     assert ("evergreen.stage.cost", 1.0, {"model": "example", "stage": "train"}) in gauges
 
 
+def test_a_bill_of_all_jobs_is_not_added_to_an_earlier_one(
+    priced: Declaration, gauges: list[Any]
+) -> None:
+    """A task that is cleared sums up the same jobs again, and perhaps another."""
+    train = Task("train", {})
+    for billed, cost in [(None, "2"), (1800.0, "1"), (1800.0, "1"), (5400.0, "3")]:
+        line = account(Hour(), train.context, priced, "train", billed=billed)
+        assert line.endswith(f"cost about {cost} at 2 an hour")
+    assert train.xcoms["train", COST] == {"task": "train", "cost": 3.0}
+
+
 def test_a_run_that_trained_nothing_costs_nothing(priced: Declaration, gauges: list[Any]) -> None:
     said = run_cost(Task("conclude", {}).context, priced)
     assert said == "cost of this run: about 0 (no task with a price has run)"
