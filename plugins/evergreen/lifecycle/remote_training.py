@@ -103,6 +103,16 @@ class TrainingOrder(Contract):
                 )
         return found
 
+    def is_met_by(self, hyperparameters: Mapping[str, str]) -> bool:
+        """Whether a job that was ordered with these trains what this order says.
+
+        Who asks, and from which commit, is read anew at each try and may have changed since: what
+        decides is the code's digest.
+        """
+        said = self.hyperparameters()
+        asked = {name: value for name, value in hyperparameters.items() if name != "lineage"}
+        return asked == {name: value for name, value in said.items() if name != "lineage"}
+
     @classmethod
     def read(cls, hyperparameters: Mapping[str, str]) -> Self:
         """The order that `hyperparameters` wrote.

@@ -140,7 +140,7 @@ class TrainOnSageMakerOperator(TrainModelOperator):
         from evergreen.lifecycle.remote_training import REFUSED
 
         name, status = job["TrainingJobName"], job["TrainingJobStatus"]
-        if job["HyperParameters"] != order.hyperparameters():
+        if not order.is_met_by(job["HyperParameters"]):
             self.log.warning("job %s was ordered with something else; ordering another", name)
             return None
         try:

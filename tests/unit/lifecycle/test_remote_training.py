@@ -125,6 +125,16 @@ def test_a_reason_fits_where_sagemaker_shows_it() -> None:
     assert len(reason(UnavailableError("x" * 5000))) == 1024
 
 
+def test_a_job_is_known_by_what_it_trains_not_by_who_asked(container: Container) -> None:
+    order = container.order
+    job = order.hyperparameters()
+    later = order.model_copy(update={"lineage": {"dag_run": "r1", "git_commit": "another"}})
+    assert later.is_met_by(job)
+    for changed in ({"code_digest": "0" * 64}, {"tracking": "http://elsewhere"}):
+        assert not order.model_copy(update=changed).is_met_by(job)
+    assert not order.is_met_by({"sagemaker_program": "another's"})
+
+
 def test_an_order_is_as_long_as_sagemaker_takes(container: Container) -> None:
     long = container.order.model_copy(update={"lineage": {"dag_run": "r" * 3000}})
     with pytest.raises(DeclarationError, match="lineage has 3,0"):
