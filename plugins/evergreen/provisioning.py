@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from evergreen.errors import EvergreenError, unavailable
@@ -86,12 +87,27 @@ def _bucket(environment: Mapping[str, str]) -> Iterator[str]:
 
     with unavailable("the bucket", bucket.netloc, BotoCoreError, ClientError):
         client = get_session().create_client("s3")
-        if bucket.netloc not in {it["Name"] for it in client.list_buckets()["Buckets"]}:
-            region, options = client.meta.region_name, {}
-            if region != "us-east-1":  # which S3 refuses to be told by name
-                options["CreateBucketConfiguration"] = {"LocationConstraint": region}
-            client.create_bucket(Bucket=bucket.netloc, **options)
+        try:
+            client.head_bucket(Bucket=bucket.netloc)
+        except ClientError as error:
+            code = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if code == 403:
+                raise EvergreenError(
+                    f"EVERGREEN_STORE_URI: the bucket {bucket.netloc} is another account's, or the "
+                    "credentials may not use it (403). Name a bucket of your own, or allow them "
+                    "s3:ListBucket on it and s3:GetObject and s3:PutObject on what is in it."
+                ) from error
+            if code != 404:
+                raise
+            _make_bucket(client, bucket.netloc)
     yield f"bucket {bucket.netloc}"
+
+
+def _make_bucket(client: Any, name: str) -> None:
+    region, options = client.meta.region_name, {}
+    if region != "us-east-1":  # which S3 refuses to be told by name
+        options["CreateBucketConfiguration"] = {"LocationConstraint": region}
+    client.create_bucket(Bucket=name, **options)
 
 
 def _password(environment: Mapping[str, str]) -> Iterator[str]:

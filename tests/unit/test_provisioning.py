@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from evergreen.errors import EvergreenError, UnavailableError
 from evergreen.provisioning import PASSWORDS, PLACEHOLDER, provision
-from evergreen.standalone import free_port
-from tests.integration.services import PostgresService, S3Service, postgres, s3
+from evergreen.standalone import HOST, free_port
+from tests.integration.services import KEYS, REGION, PostgresService, S3Service, postgres, s3
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +73,57 @@ def test_the_bucket_is_made_once(
     for _ in range(2):
         assert provision({"EVERGREEN_STORE_URI": f"s3://{name}/store"}) == [f"bucket {name}"]
     assert name in {it["Name"] for it in store.client().list_buckets()["Buckets"]}
+
+
+@contextmanager
+def bucket_that_answers(status: int) -> Iterator[tuple[str, list[str]]]:
+    """S3 as credentials see it that may not list all buckets; and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.send_response(status if self.command == "HEAD" else 403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET = do_PUT = answer  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://{HOST}:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "raised", "said"),
+    [
+        (200, None, ""),
+        (403, EvergreenError, r"EVERGREEN_STORE_URI: the bucket taken is another account's, or"),
+        (500, UnavailableError, "the bucket at taken can't be reached"),
+    ],
+)
+def test_no_right_to_list_all_buckets_is_needed(
+    status: int, raised: type[Exception] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bucket_that_answers(status) as (url, asked):
+        for name, value in {
+            **KEYS, "AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": REGION, "NO_PROXY": HOST,
+            "AWS_MAX_ATTEMPTS": "1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        wanted = {"EVERGREEN_STORE_URI": "s3://taken/store"}
+        if raised is None:
+            assert provision(wanted) == ["bucket taken"]
+        else:
+            with pytest.raises(raised, match=said) as found:
+                provision(wanted)
+            assert type(found.value) is raised
+        assert asked == ["HEAD /taken"]
 
 
 def test_a_store_of_files_needs_no_bucket() -> None:
