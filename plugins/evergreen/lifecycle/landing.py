@@ -97,7 +97,7 @@ def _list_source(declaration: Declaration, workspace: Workspace, uri: str) -> di
 
 
 def _check_root(declaration: Declaration, uri: str) -> None:
-    """Refuse a URI out of the declared roots, or one whose folder climbs.
+    """Refuse a URI out of the declared roots, or one whose folder climbs or is a link out of them.
 
     :raises DeclarationError: naming the roots. Without any, whoever writes the declaration decides.
     """
@@ -112,7 +112,9 @@ def _check_root(declaration: Declaration, uri: str) -> None:
 
 
 def _plain(uri: str) -> str:
-    return uri.removeprefix("file://").rstrip("/")
+    """A URI to compare: a local one is where its links lead."""
+    local = uri.removeprefix("file://")
+    return os.path.realpath(local) if local.startswith("/") else uri.rstrip("/")
 
 
 def _fingerprint(info: Mapping[str, Any]) -> str:

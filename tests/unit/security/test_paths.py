@@ -126,3 +126,22 @@ def test_a_deployment_says_where_data_may_land(
             monkeypatch.setenv(ROOTS, roots)
             with pytest.raises(DeclarationError, match=f"this deployment allows.*{ROOTS}"):
                 list_landed(declaration, workspace, MAIN)
+
+
+def test_a_link_within_a_root_leads_to_no_other_place(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lands files may make a folder in the root a link, and a root may be one itself."""
+    disk, others = tmp_path / "disk", tmp_path / "others"
+    for folder in (disk / "mine", others):
+        folder.mkdir(parents=True)
+        rows("2026-01-01").to_parquet(folder / "2026-01-01.parquet")
+    (disk / "out").symlink_to(others)
+    (tmp_path / "root").symlink_to(disk)
+    monkeypatch.setenv(ROOTS, str(tmp_path / "root"))
+    for folder in ("root/mine", "disk/mine"):
+        mine = declare(tmp_path, data={"uri": f"{tmp_path}/{folder}/{{partition}}.parquet"})
+        assert list(list_landed(mine, workspace, MAIN)["data"]) == ["2026-01-01"]
+    out = declare(tmp_path, data={"uri": f"{tmp_path}/root/out/{{partition}}.parquet"})
+    with pytest.raises(DeclarationError, match="this deployment allows"):
+        list_landed(out, workspace, MAIN)
