@@ -6,8 +6,9 @@ on the hyperparameters of the order; its exit code, its failure file and its pac
 become what SageMaker would say. A name can be used once, as there. ``UpdateEndpoint``, which moto
 doesn't know, is played too.
 
-Files in the folder of the player are its switches: while ``hold`` is there jobs wait, and each line
-of ``break`` lets one job fail as a broken machine does.
+Files in the folder of the player are its switches: while ``hold`` is there jobs wait, each line of
+``break`` lets one job fail as a broken machine does, and while ``rejected`` is there an endpoint
+goes back from each update to what it ran before; the file gets a line for each.
 """
 
 from __future__ import annotations
@@ -79,7 +80,12 @@ def main(port: str, folder: Path) -> None:
         name, config = self._get_param("EndpointName"), self._get_param("EndpointConfigName")
         self.sagemaker_backend.describe_endpoint_config(config)
         endpoint = self.sagemaker_backend.endpoints[name]
-        endpoint.endpoint_config_name, endpoint.last_modified_time = config, utcnow()
+        rejected = Path(folder) / "rejected"
+        if rejected.exists():
+            with rejected.open("a") as lines:
+                lines.write(f"{config}\n")
+        else:
+            endpoint.endpoint_config_name, endpoint.last_modified_time = config, utcnow()
         return ActionResult({"EndpointArn": endpoint.arn})
 
     SageMakerResponse.update_endpoint = update_endpoint  # type: ignore[attr-defined]  # moto has none

@@ -366,6 +366,24 @@ def test_a_live_version_is_registered_and_served_once(cloud: Cloud) -> None:
     assert cloud.workspace.store.exists(container["ModelDataUrl"])
 
 
+def test_an_endpoint_that_goes_back_uses_up_its_tries(cloud: Cloud) -> None:
+    """SageMaker is in service again after an update that failed, on what it ran before."""
+    rejected = cloud.player / "rejected"
+    promote(cloud, "11")
+    assert set(deploy(cloud).values()) == {"success"}
+    promote(cloud, "12")
+    rejected.touch()
+    folder = cloud.project.folder / "dags"
+    run = run_dag(folder, "example.deploy_sagemaker", "scheduled", {}, cloud.project.home)
+    assert run.states["point_endpoint"] == "failed"
+    assert len(rejected.read_text().splitlines()) == run.tries["point_endpoint"]
+    assert "-v12 and runs example-" in run.logs["point_endpoint"]
+    rejected.unlink()
+    assert set(deploy(cloud).values()) == {"success"}
+    found = cloud.aws.client("sagemaker").describe_endpoint(EndpointName="example")
+    assert found["EndpointConfigName"].endswith("-v12")
+
+
 def land(cloud: Cloud, key: str) -> None:
     """Put a partition into the landing bucket."""
     body = month(key, rows=100).to_parquet(index=False)

@@ -19,10 +19,11 @@ from airflow.providers.amazon.aws.operators.sagemaker import (
 )
 from airflow.providers.amazon.aws.utils.sagemaker import ApprovalStatus
 from airflow.sdk import XComArg, chain
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
 from evergreen.declaration import Declaration, DeclarationError
 from evergreen.declaration.compute import SageMakerDeployment
+from evergreen.errors import UnavailableError
 from evergreen.operators.base import StageOperator
 
 if TYPE_CHECKING:
@@ -153,15 +154,36 @@ class PointEndpointOperator(SageMakerEndpointOperator):
             self.log.info("the endpoint %s runs %s", name, config)
             return {"EndpointName": name, "EndpointConfigName": config}
         self.operation = "update" if found else "create"
-        super().execute(context)
+        try:
+            super().execute(context)
+        except TaskDeferred as deferred:
+            deferred.method_name = "pointed"
+            raise
         return {"EndpointName": name, "EndpointConfigName": config}
 
     def execute_complete(
         self, context: Context, event: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """In service, or not: look, and go on when it runs another configuration."""
+        """What another had begun is over: look, and go on when it runs another configuration."""
         super().execute_complete(context, event)
         return self.execute(context)
+
+    def pointed(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What this task had begun is over.
+
+        :raises UnavailableError: when the endpoint runs another configuration all the same: SageMaker
+            goes back to the one before when the new one doesn't come up.
+        """
+        super().execute_complete(context, event)
+        name, config = self.config["EndpointName"], self.config["EndpointConfigName"]
+        found = self.hook.describe_endpoint(name)
+        if found["EndpointConfigName"] != config:
+            raise UnavailableError(
+                f"the endpoint {name} was to run {config} and runs {found['EndpointConfigName']}: "
+                f"{found.get('FailureReason') or 'SageMaker gives no reason'}. Look for it in the "
+                "endpoint's log; the task is tried again."
+            )
+        return {"EndpointName": name, "EndpointConfigName": config}
 
     def _wait(self, name: str) -> None:
         from airflow.providers.amazon.aws.triggers.sagemaker import SageMakerTrigger
