@@ -15,6 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+CI = (ROOT / ".ci" / "run").read_text()
 #: What a job may be allowed beyond reading, and why it needs that.
 ALLOWED = {
     ("release.yml", "pypi"): {"id-token": "write"},
@@ -52,7 +53,7 @@ def test_nothing_is_allowed_that_is_not_needed(file: Path) -> None:
 
 @pytest.mark.parametrize(("file", "name", "job"), jobs())
 def test_jobs_are_bounded_and_pinned(file: Path, name: str, job: dict[str, Any]) -> None:
-    assert job["timeout-minutes"] <= 75
+    assert job["timeout-minutes"] <= 90
     assert job.get("permissions", {}) == ALLOWED.get((file.name, name), {})
     for step in job["steps"]:
         if "uses" in step:
@@ -63,21 +64,55 @@ def test_jobs_are_bounded_and_pinned(file: Path, name: str, job: dict[str, Any])
         assert "github." not in step.get("run", "")
 
 
+def commands(job: dict[str, Any]) -> list[str]:
+    said = [step.get("run", "").replace("\\\n", "") for step in job["steps"]]
+    return [line for text in said for line in text.splitlines()]
+
+
 def test_they_run_what_is_run_at_home_on_every_python_that_is_declared() -> None:
     ci = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
-    commands = [step.get("run", "") for job in ci.values() for step in job["steps"]]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    run = {word[1] for c in commands if (word := shlex.split(c))[:1] == ["make"]}
-    assert {"check", "test"} <= run <= set(targets)
+    said = [line for job in ci.values() for line in commands(job)]
+    run = {word[1] for line in said if (word := shlex.split(line))[:1] == ["make"]}
+    assert run <= set(targets)
+    assert {"check", "test"} <= {*re.findall(r"^make (\w+)$", CI, re.MULTILINE)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {c.rpartition(" ")[2] for c in project["classifiers"] if "Python :: 3." in c}
     tested = {*ci["units"]["strategy"]["matrix"]["python"]}
-    tested |= {
-        str(step["with"]["python-version"])
-        for step in ci["test"]["steps"]
-        if "setup-python" in step.get("uses", "")
-    }
+    tested |= {re.findall(r"python:([\d.]+)-", ci["test"]["container"]["image"])[0]}
     assert tested == declared
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_all_tests_run_and_none_may_be_skipped(file: Path) -> None:
+    """As `.ci/run` says; it installs with Debian's names, as the one who may."""
+    job = read(file)["jobs"]["test"]
+    assert commands(job)[-1] == ".ci/run"
+    assert job["container"]["image"].endswith("-bookworm")
+    assert "export EVERGREEN_TEST_SKIPS=fail" in CI
+
+
+def test_the_unit_tests_find_what_they_need_on_every_python() -> None:
+    units = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["units"]
+    assert units["env"] == {"EVERGREEN_TEST_SKIPS": "fail"}
+    (installed,) = (line for line in commands(units) if "postgresql" in line)
+    packages = {word for word in installed.split()[2:] if not word.startswith("-")}
+    assert packages == {*re.findall(r"\[([a-z-]+)\]=", CI)}
+
+
+def test_what_is_locked_is_looked_up_among_known_holes() -> None:
+    audit = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["audit"]
+    command = shlex.split(commands(audit)[-1])
+    assert command[0] == ".venv/bin/pip-audit"
+    assert "--strict" in command, "without it passes what could not be looked up"
+    offline = [sys.executable, "-m", "pip_audit", *command[1:], "--dry-run"]
+    done = subprocess.run(
+        offline, cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    audited = re.search(r"would have audited (\d+) packages", done.stderr)
+    assert audited is not None
+    assert int(audited[1]) > 300
 
 
 def test_a_release_needs_the_tests() -> None:
