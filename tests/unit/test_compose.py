@@ -186,6 +186,17 @@ def test_variables_are_filled_in_as_compose_does() -> None:
         interpolate("${C}", known)
 
 
+def test_a_lost_message_is_freed_by_airflow_and_one_that_waits_is_not() -> None:
+    """A dead worker's message comes back from Redis after a day; 32 tasks wait for 4 at a time."""
+    told = filled()["airflow-scheduler"]["environment"]
+    queued = float(told["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT"])
+    visible = float(told["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"])
+    rounds = int(told["AIRFLOW__CORE__PARALLELISM"]) / int(
+        told["AIRFLOW__CELERY__WORKER_CONCURRENCY"]
+    )
+    assert rounds * 200 < queued < visible / 10, "each round of tasks takes minutes"
+
+
 def test_the_image_runs_as_nobody_of_note() -> None:
     final = DOCKERFILE.rpartition("\nFROM ")[2]
     user = re.search(r"^USER (\S+)$", final, re.MULTILINE)
