@@ -24,6 +24,7 @@ pytestmark = pytest.mark.dags
 
 BATCH = "airflow.providers.amazon.aws.executors.batch.AwsBatchExecutor"
 ECS = "airflow.providers.amazon.aws.executors.ecs.AwsEcsExecutor"
+EKS = "airflow.providers.amazon.aws.executors.eks.AwsEksExecutor"
 ROLE = "arn:aws:iam::123456789012:role/evergreen"
 TRAIN = {"engine": "sagemaker", "instance": "ml.m5.xlarge", "image": "x:1", "role": ROLE}
 DEPLOY = {"image": "x:1", "role": ROLE, "endpoint": "example", "instance": "ml.m5.large"}
@@ -31,7 +32,7 @@ DEPLOY = {"image": "x:1", "role": ROLE, "endpoint": "example", "instance": "ml.m
 
 @pytest.fixture
 def executors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An Airflow with three executors; it reads their names once, so they are forgotten."""
+    """An Airflow with four executors; it reads their names once, so they are forgotten."""
     from airflow.executors import executor_loader as loader
 
     found = (
@@ -39,7 +40,7 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         loader._classname_to_executors_per_team, loader._team_name_to_executors,
         loader._executor_names,
     )  # fmt: skip
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,batch:{BATCH},{ECS}")
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,batch:{BATCH},{ECS},eks:{EKS}")
     for names in found:
         names.clear()
     yield
@@ -63,8 +64,12 @@ def test_every_stage_runs_where_it_is_declared_to(tmp_path: Path) -> None:
     )  # fmt: skip
     place = {"executor": "batch", "queue": "big", "pool": "models"}
     project = Project.create(
-        tmp_path, compute={**dict.fromkeys(every, place), "gate": {"executor": ECS}}
-    )
+        tmp_path,
+        compute={
+            **dict.fromkeys(every, place), "gate": {"executor": ECS}, "train": {"executor": "eks"},
+        },
+    )  # fmt: skip
+    elsewhere = {"gate": ECS, "train": "eks"}
     bag = parse(project.folder / "dags")
     assert bag.import_errors == {}
     seen = set()
@@ -72,7 +77,9 @@ def test_every_stage_runs_where_it_is_declared_to(tmp_path: Path) -> None:
         written = DagSerialization.from_dict(DagSerialization.to_dict(dag))
         for name, task in stages(dag).items():
             seen.add(task.stage)
-            expected = (ECS, "default", "default_pool") if task.stage == "gate" else ("batch", "big", "models")  # fmt: skip
+            expected = ("batch", "big", "models")
+            if task.stage in elsewhere:
+                expected = (elsewhere[task.stage], "default", "default_pool")
             assert (task.executor, task.queue, task.pool) == expected, f"{dag.dag_id}.{name}"
             read = written.get_task(name)
             assert (read.executor, read.queue, read.pool) == expected, f"{dag.dag_id}.{name}"
