@@ -42,6 +42,12 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+async def _answer_when_told(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await _answer(scope, receive, send)
+
+
 def _status(path: str, headers: list[tuple[bytes, bytes]]) -> int:
     sent: list[dict[str, int]] = []
 
@@ -82,7 +88,7 @@ def _listening() -> Iterator[int]:
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            _answer, http=BoundedProtocol, ws="none", lifespan="off", log_level="critical"
+            _answer_when_told, http=BoundedProtocol, ws="none", lifespan="off", log_level="critical"
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
@@ -96,36 +102,61 @@ def _listening() -> Iterator[int]:
         assert not thread.is_alive()
 
 
-def _said(port: int, *pieces: bytes) -> bytes:
+def _rest(client: socket.socket) -> bytes:
     """What comes back until the server closes the connection."""
+    found = b""
+    while chunk := client.recv(4096):
+        found += chunk
+    return found
+
+
+def _said(port: int, *pieces: bytes) -> bytes:
+    """What comes back for these, until the server closes the connection."""
     with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as client:
         for piece in pieces:
             client.sendall(piece)
-        found = b""
-        while chunk := client.recv(4096):
-            found += chunk
-        return found
+        return _rest(client)
 
 
 _GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
 
-def test_headers_have_a_size_and_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+def test_headers_have_a_size() -> None:
     with _listening() as port:
         assert b" 200 " in _said(port, _GET, b"connection: close\r\n\r\n")
         assert b" 200 " in _said(
             port, _GET + b"a: " + b"x" * 20_000 + b"\r\nconnection: close\r\n\r\n"
         )
         assert b" 431 " in _said(port, _GET, b"a: " + b"x" * (HEADER_BYTES + 1))
+
+
+def test_headers_have_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _listening() as port:
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as client:
+            client.sendall(_GET + b"\r\n")
+            answer = b""
+            while b"\r\n\r\n" not in answer and (more := client.recv(4096)):
+                answer += more
+            assert answer.count(b" 200 ") == 1
+            monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+            client.sendall(_GET)
+            assert _rest(client) == b"", "nor has a kept connection longer for its next request"
         assert _said(port, _GET) == b"", "headers that never end"
         assert _said(port) == b"", "a client that says nothing"
-        twice = _said(port, _GET + b"\r\n", _GET)
-        assert twice.count(b" 200 ") == 1, "nor has a kept connection longer for its next request"
 
 
 def test_a_slow_body_is_not_the_headers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
     body = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 40000\r\nconnection: close\r\n\r\n"
     with _listening() as port:
-        assert b" 200 " in _said(port, body + b"x" * 100, b"x" * 39_900)
+        for _ in range(20):
+            began = monotonic()
+            with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as client:
+                client.sendall(body + b"x" * 100)
+                if monotonic() - began > 0.3:
+                    continue  # this machine was too slow for its headers to be in time
+                sleep(0.4)  # longer than headers may take: that is the body's time
+                client.sendall(b"x" * 39_900)
+                assert b" 200 " in _rest(client)
+                return
+    raise AssertionError("no headers could be sent in time")
