@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +16,24 @@ from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from evergreen import operators
+from evergreen.errors import RefusalError
 from evergreen.lifecycle.contracts import IngestReport, Refused
-from evergreen.operators import ExtractSnapshotOperator, IngestPartitionsOperator
+from evergreen.operators import (
+    ConcludeRunOperator,
+    ExtractSnapshotOperator,
+    IngestPartitionsOperator,
+)
 from evergreen.operators import lineage as told
 from evergreen.operators.base import Observed, StageOperator
 from tests.scenarios.project import Project, month
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
+# `ConcludeRunOperator` is about a run, not about data: it tells its stage alone.
 STAGES = [
     operator
     for name in operators.__all__
     if issubclass(operator := getattr(operators, name), StageOperator)
+    and operator is not ConcludeRunOperator
 ]
 
 
@@ -52,12 +60,50 @@ def names(datasets: list[Any]) -> list[str]:
     return [f"{data.namespace}|{data.name}" for data in datasets]
 
 
+def made(operator: type[StageOperator], project: Project) -> StageOperator:
+    """One of its tasks; each of its inputs is the same small document."""
+    given = IngestReport(model="example").save(project.workspace.store).to_dict()
+    kinds = inspect.signature(operator).parameters.values()
+    needed = [k.name for k in kinds if k.default is k.empty and k.kind is k.KEYWORD_ONLY]
+    inputs = {name: given for name in needed if name in operator.template_fields}
+    inputs |= dict.fromkeys({*needed} - {*inputs, "model", "task_id"})
+    return operator(task_id="task", model=project.declaration, **inputs)
+
+
 @pytest.mark.parametrize("operator", STAGES, ids=lambda operator: operator.__name__)
-def test_every_stage_can_be_asked_however_it_ends(operator: type[StageOperator]) -> None:
-    for method in ("get_openlineage_facets_on_complete", "get_openlineage_facets_on_failure"):
-        assert list(inspect.signature(getattr(operator, method)).parameters) == [
-            "self", "task_instance",
-        ]  # fmt: skip
+@pytest.mark.parametrize("ending", ["result", "refused", "broken", "skipped"])
+def test_every_stage_tells_how_it_ended(
+    operator: type[StageOperator], ending: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = IngestReport(model="example")
+    raised: dict[str, Exception] = {
+        "refused": RefusalError("not like this"),
+        "broken": OSError("away"),
+        "skipped": AirflowSkipException("nothing to do"),
+    }
+
+    def run_stage(*_given: Any) -> IngestReport:
+        if ending in raised:
+            raise raised[ending]
+        return result
+
+    monkeypatch.setattr(operator, "run_stage", run_stage)
+    monkeypatch.setattr(operator, "finish", lambda *_given: None)
+    task = made(operator, project)
+    with suppress(AirflowFailException, AirflowSkipException, OSError):
+        task.execute(context())
+    for tell in (task.get_openlineage_facets_on_complete, task.get_openlineage_facets_on_failure):
+        found = tell(None)
+        facet = found.run_facets["evergreen"]
+        assert (facet.model, facet.stage) == ("example", operator.stage)
+        assert facet.refused == ("not like this" if ending == "refused" else None)
+        assert facet.kind == ("ingest" if ending == "result" else None)
+        documents = [data.name for data in found.outputs if "/documents/" in data.name]
+        assert len(documents) == (ending == "result")
+        asked = [
+            value for value in vars(task).values() if isinstance(value, dict) and "digest" in value
+        ]
+        assert any("/documents/" in data.name for data in found.inputs) == bool(asked)
 
 
 def test_files_documents_and_assets_are_told_with_digests_rows_and_columns(
