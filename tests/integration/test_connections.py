@@ -208,6 +208,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         secret = bucket.keys["AWS_SECRET_ACCESS_KEY"]
         for body in (found.aws("stores_aws", secret=secret), found.aws("bad_aws", secret=WRONG)):
             http.post("connections", json=body).raise_for_status()
+        # The first look at a store imports Airflow's Amazon provider and s3fs, and a look is bounded.
+        store = found.connection("evergreen_store", good=True)
+        wait_until(lambda: found.test(store)[0], what="a store's libraries are there", timeout=120)
         yield found
 
 
