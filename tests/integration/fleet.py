@@ -330,7 +330,8 @@ class Replica:
 @dataclass
 class Proxy:
     """HAProxy before replicas: it looks at /ping, and sends a request elsewhere only when no
-    connection came about; what was in flight at a replica that dies is lost. A replica that is
+    connection came about; what was in flight at a replica that dies is lost, and written down as
+    that (not so on a kept connection, so each request has its own). A replica that is
     slow to answer /ping is busy, not gone."""
 
     folder: Path
@@ -342,6 +343,11 @@ class Proxy:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def servers(self) -> dict[str, str]:
+        """Request id → the replica that the proxy had sent it to when it was over."""
+        lines = (line.split() for line in (self.folder / "haproxy.log").read_text().splitlines())
+        return {line[1].strip("{}"): line[2] for line in lines if line[:1] == ["answered"]}
+
     def start(self) -> Proxy:
         """Start it, and wait until it answers."""
         self.port = free_port()
@@ -351,13 +357,17 @@ class Proxy:
         )
         settings = self.folder / "haproxy.cfg"
         settings.write_text(
-            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n"
+            "global\n  log stdout format raw local0\n"
+            "defaults\n  mode http\n  log global\n  timeout connect 2s\n  timeout client 30s\n"
             "  timeout server 30s\n  timeout check 10s\n  retries 3\n  option redispatch 1\n"
-            "  retry-on conn-failure\n"
+            "  retry-on conn-failure\n  option httpclose\n"
             f"frontend front\n  bind 127.0.0.1:{self.port}\n  default_backend replicas\n"
+            "  capture request header X-Request-Id len 128\n"
+            "  log-format 'answered %hr %s %ST %ts'\n"
             f"backend replicas\n  balance roundrobin\n  option httpchk GET /ping\n{servers}\n"
         )
-        self.process = subprocess.Popen(["haproxy", "-db", "-f", str(settings)])
+        with (self.folder / "haproxy.log").open("wb") as log:
+            self.process = subprocess.Popen(["haproxy", "-db", "-f", str(settings)], stdout=log)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
