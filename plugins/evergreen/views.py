@@ -37,6 +37,8 @@ ACTS = {
     "decline": "left automatic retraining stopped",
     "pause": "paused automatic retraining",
     "resume": "resumed automatic retraining",
+    "try": "asked for a trial beside the champion",
+    "end_trial": "ended the trial beside the champion",
 }
 
 

@@ -89,30 +89,34 @@ def drill(model: Model, models: Models = MODELS) -> None:
 def candidate(
     model: Model,
     version: Annotated[
-        str | None, typer.Argument(help="A registered version; none ends the trial.")
+        str | None,
+        typer.Argument(help="A registered version; neither this nor --run ends the trial."),
     ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run of <model>.retrain: the candidate that it judged.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger with your name.")] = "",
+    person: Person = None,
     models: Models = MODELS,
 ) -> None:
     """Try a version beside the champion, as serving.candidate declares: shadow or canary."""
-    from evergreen.ledger import records
-    from evergreen.lifecycle import registry
+    from getpass import getuser
+
+    from evergreen.lifecycle import trial
 
     declaration, workspace = declared(models, model), Workspace.from_environment()
-    if version is None:
-        registry.delete_alias(workspace, declaration.name, registry.CANDIDATE)
-        say([f"{model}: no candidate is tried any more"])
+    if version is not None and run is not None:
+        raise EvergreenError(f"{model}: name a version or a run to try, not both")
+    key, who = f"cli/{os.urandom(6).hex()}", person or getuser()
+    if version is None and run is None:
+        ended = trial.end_trial(declaration, workspace, key=key, person=who, reason=reason)
+        was = f"; version {ended} was" if ended else ""
+        say([f"{model}: no candidate is tried any more{was}"])
         return
-    if version == registry.alias_version(workspace, declaration.name, registry.CHAMPION):
-        raise EvergreenError(f"{model}: version {version} is the champion; name another to try")
-    with workspace.ledger.read() as session:
-        barred = records.quarantined(session, declaration.name).get(version)
-    if barred is not None:
-        raise EvergreenError(
-            f"{model}: version {version} is quarantined since {barred.run_id}, by "
-            f"{barred.person or 'the machine'}: {barred.reason}. It isn't tried on requests; name "
-            "another version"
-        )
-    registry.set_alias(workspace, declaration.name, registry.CANDIDATE, version)
+    if run is not None:
+        version = trial.try_run(declaration, workspace, run, key=key, person=who, reason=reason)
+    elif version is not None:
+        trial.try_version(declaration, workspace, version, key=key, person=who, reason=reason)
     tried = declaration.serving.candidate
     share = f" for {tried.share:.0%} of the entities" if tried.mode == "canary" else ""
     say([f"{model}: version {version} is tried as {tried.mode}{share}"])

@@ -18,7 +18,9 @@ from evergreen.errors import ConflictError, RefusalError
 from evergreen.ledger import records
 from evergreen.ledger.tables import ActRow
 
-Act = Literal["retrain", "roll_back", "acknowledge", "decline", "pause", "resume"]
+Act = Literal[
+    "retrain", "roll_back", "acknowledge", "decline", "pause", "resume", "try", "end_trial"
+]
 ACTS: tuple[str, ...] = get_args(Act)
 
 

@@ -263,6 +263,12 @@ def verdict_of(session: Session, model: str, run_id: str) -> VerdictRow | None:
     )
 
 
+def verdict_of_candidate(session: Session, model: str, mlflow_run: str) -> VerdictRow | None:
+    """The newest verdict on what an MLflow run has trained."""
+    rows = select(VerdictRow).where(VerdictRow.model == model, VerdictRow.mlflow_run == mlflow_run)
+    return session.scalar(rows.order_by(VerdictRow.id.desc()).limit(1))
+
+
 def champion(session: Session, model: str, as_of: datetime | None = None) -> PromotionRow | None:
     """The promotion whose version is live; or was, at ``as_of``."""
     rows = select(PromotionRow).where(PromotionRow.model == model)

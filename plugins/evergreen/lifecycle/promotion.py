@@ -57,12 +57,7 @@ def promote(
         declaration,
         trained.mlflow_run,
         trained.model_uri,
-        {
-            "evergreen.verdict": verdict.verdict,
-            "evergreen.reason": verdict.reason[:5000],
-            "evergreen.cause": decision.cause or "",
-            "evergreen.dag_run": decision.run_id,
-        },
+        registry.verdict_tags(verdict.verdict, verdict.reason, decision.cause, decision.run_id),
     )
     origin = Origin(
         version=version,

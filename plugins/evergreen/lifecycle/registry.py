@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import Declaration
-from evergreen.errors import CorruptError, TrainingError
+from evergreen.errors import CorruptError, RefusalError, TrainingError
 from evergreen.lifecycle.connection import session
 from evergreen.lifecycle.estimators import trusted_types
 from evergreen.lifecycle.modelfiles import MODEL, check_files
@@ -235,8 +235,8 @@ def register_version(
 ) -> str:
     """The registered version of a run's model, made when missing.
 
-    It is tagged `ARTIFACT`, so that who downloads it can tell that these are its files, and with
-    what `ORIGIN` names of its run.
+    It is tagged `ARTIFACT`, so that who downloads it can tell that these are its files, with what
+    `ORIGIN` names of its run, and with ``tags``, which one that was registered before gets too.
 
     :returns: the version's number, as text.
     :raises CorruptError: when its files are others than were logged.
@@ -252,8 +252,10 @@ def register_version(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         found = mlflow.search_model_versions(f"name = '{name}' AND run_id = '{mlflow_run}'")
-        versions = [int(v.version) for v in found if v.current_stage != "Deleted_Internal"]
-        if versions:
+        there = [v for v in found if v.current_stage != "Deleted_Internal"]
+        if versions := [int(v.version) for v in there if v.source == model_uri]:
+            for tag, value in tags.items():
+                mlflow.set_model_version_tag(name, str(min(versions)), tag, value)
             return str(min(versions))
         model_id = (
             model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
@@ -270,6 +272,34 @@ def register_version(
             model_id=model_id,
         )
         return str(made.version)
+
+
+def verdict_tags(verdict: str, reason: str, cause: str | None, run_id: str) -> dict[str, str]:
+    """What a version is tagged with of the run that judged it."""
+    return {
+        "evergreen.verdict": verdict,
+        "evergreen.reason": reason[:5000],
+        "evergreen.cause": cause or "",
+        "evergreen.dag_run": run_id,
+    }
+
+
+def version_run(workspace: Workspace, name: str, version: str) -> str:
+    """The MLflow run that a registered version comes from.
+
+    :raises RefusalError: when there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with session(workspace) as mlflow:
+        try:
+            return str(mlflow.get_model_version(name, version).run_id)
+        except MlflowException as error:
+            if error.error_code not in _NOT_THERE:
+                raise
+            known = [int(v.version) for v in mlflow.search_model_versions(f"name = '{name}'")]
+    there = ", ".join(str(number) for number in sorted(known)) or "none"
+    raise RefusalError(f"{name}: version {version} isn't registered; there are: {there}")
 
 
 def files_digest(folder: Path) -> str:
