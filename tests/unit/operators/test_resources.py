@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,3 +123,77 @@ def test_without_any_price_nothing_is_said_of_cost(tmp_path: Path, gauges: list[
     free = Project.create(tmp_path).declaration
     assert run_cost(Task("conclude", {}).context, free) is None
     assert gauges == []
+
+
+#: As Airflow's task runner does it: metrics are set up in the task's process, and sent at its end.
+TASK = """\
+from airflow.sdk.observability import stats
+from airflow.sdk.observability.metrics import stats_utils
+
+stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+
+from evergreen.lifecycle.resources import Usage
+from evergreen.operators import resources
+
+resources._emit(Usage(3.5, 2.5, 512.0, 900.0), "example", "train", rows=7, cost=None)
+"""
+
+
+class Collector(BaseHTTPRequestHandler):
+    """OpenTelemetry's end: OTLP over HTTP, as a collector takes it."""
+
+    bodies: list[bytes]
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/metrics":
+            self.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def collected(bodies: list[bytes]) -> dict[str, tuple[float, dict[str, str]]]:
+    """Gauge → its value and attributes."""
+    from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as otlp
+
+    found = {}
+    for body in bodies:
+        for resource in otlp.ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            for metric in (each for scope in resource.scope_metrics for each in scope.metrics):
+                for point in metric.gauge.data_points:
+                    tags = {pair.key: pair.value.string_value for pair in point.attributes}
+                    found[metric.name] = (point.as_double or float(point.as_int), tags)
+    return found
+
+
+def test_opentelemetry_gets_what_a_task_used() -> None:
+    bodies: list[bytes] = []
+    handler = type("Kept", (Collector,), {"bodies": bodies})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/v1/metrics"
+        variables = {
+            "AIRFLOW__METRICS__OTEL_ON": "True",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": address,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "NO_PROXY": "127.0.0.1",
+        }
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", TASK], env={**os.environ, **variables},
+                capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+        finally:
+            server.shutdown()
+            thread.join(30)
+    assert done.returncode == 0, done.stderr
+    tags = {"model": "example", "stage": "train"}
+    assert collected(bodies) == {
+        "airflow.evergreen.stage.seconds": (3.5, tags),
+        "airflow.evergreen.stage.cpu_seconds": (2.5, tags),
+        "airflow.evergreen.stage.peak_mb": (900.0, tags),
+        "airflow.evergreen.stage.rows": (7.0, tags),
+    }, done.stderr
