@@ -330,12 +330,16 @@ class Replica:
 @dataclass
 class Proxy:
     """HAProxy before replicas: it looks at /ping, and sends a request elsewhere only when no
-    connection came about; what was in flight at a replica that dies is lost, and written down as
-    that (not so on a kept connection, so each request has its own). A replica that is
-    slow to answer /ping is busy, not gone."""
+    connection came about; what was in flight at a replica that dies is lost. Its log says at which
+    replica, but not of a request on a kept connection: that one HAProxy just closes. A replica
+    that is slow to answer /ping is busy, not gone.
+
+    :ivar kept: whether connections are kept for further requests, as clients usually do.
+    """
 
     folder: Path
     replicas: Sequence[Replica]
+    kept: bool = True
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -357,10 +361,11 @@ class Proxy:
         )
         settings = self.folder / "haproxy.cfg"
         settings.write_text(
-            "global\n  log stdout format raw local0\n"
+            # Two threads that log at once lose a line: one waits for nobody.
+            "global\n  nbthread 1\n  log stdout format raw local0\n"
             "defaults\n  mode http\n  log global\n  timeout connect 2s\n  timeout client 30s\n"
             "  timeout server 30s\n  timeout check 10s\n  retries 3\n  option redispatch 1\n"
-            "  retry-on conn-failure\n  option httpclose\n"
+            f"  retry-on conn-failure\n  option {'http-keep-alive' if self.kept else 'httpclose'}\n"
             f"frontend front\n  bind 127.0.0.1:{self.port}\n  default_backend replicas\n"
             "  capture request header X-Request-Id len 128\n"
             "  log-format 'answered %hr %s %ST %ts'\n"
