@@ -459,10 +459,7 @@ def test_a_start_without_registry_takes_the_champion_from_the_cache(life: Life) 
     assert not away.exists()
     assert answer(versions) == pytest.approx(1.0)
     cached = versions.champion
-    shutil.copy(life.registry.home / "mlflow.db", away.with_suffix(".aside"))
-    away.with_suffix(".aside").replace(
-        away
-    )  # whole at once: of half a database MLflow makes a new one
+    bring_back(life, away)
     until(lambda: not versions.state()["from_cache"])
     assert versions.state()["registry_problem"] is None
     assert versions.champion is cached, "the registry says that it is the very same"
