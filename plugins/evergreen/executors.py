@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import pkgutil
+import warnings
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from time import perf_counter
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 #: that the vendors themselves import late; `make bench` names what is lacking. Only imports belong here: threads (OpenMP, DuckDB, gRPC) that start
 #: before a fork hang the processes forked after it.
 PRELOAD = (
+    "skops.io",  # first: it looks for each of SciPy's functions in every module that is there
     "airflow.dag_processing.bundles.local",
     "airflow.sdk.execution_time.cache",
     "airflow.sdk.execution_time.supervisor",
@@ -52,7 +54,6 @@ PRELOAD = (
     "narwhals._interchange.dataframe",
     "narwhals._pandas_like.namespace",
     "narwhals.stable.v2._namespace",
-    "skops.io",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "PIL.BmpImagePlugin",
@@ -122,12 +123,15 @@ def preload(modules: Iterable[str]) -> dict[str, str]:
     # Once Airflow has configured logging, importing GX prints hundreds of registration lines.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     skipped = {}
-    for name in modules:
-        try:
-            import_module(name)
-        except Exception as error:  # noqa: BLE001 (a vendor may fail at import in any way)
-            skipped[name] = f"{type(error).__name__}: {error}"
-            log.warning("Not preloaded: %s (%s)", name, skipped[name])
+    with warnings.catch_warnings():
+        # The same search asks Airflow's modules for names that they take for their own old ones.
+        warnings.filterwarnings("ignore", "The `airflow")
+        for name in modules:
+            try:
+                import_module(name)
+            except Exception as error:  # noqa: BLE001 (a vendor may fail at import in any way)
+                skipped[name] = f"{type(error).__name__}: {error}"
+                log.warning("Not preloaded: %s (%s)", name, skipped[name])
     return skipped
 
 
@@ -138,11 +142,25 @@ def warm_up(modules: Iterable[str]) -> None:
     # while they wait take each other's cores, and a fit more than twice the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     names = [*modules, *lifecycle_modules()]
-    skipped = preload(names)
+    gc.disable()  # imports leave no garbage: looking for it takes a sixth of their time
+    try:
+        skipped = preload(names)
+        _read_distributions()
+    finally:
+        gc.enable()
     # Freed garbage would leave holes in pages that parent and child share.
     gc.collect()
     loaded, seconds = len(names) - len(skipped), perf_counter() - began
     log.info("Preloaded %d of %d modules in %.1f s", loaded, len(names), seconds)
+
+
+def _read_distributions() -> None:
+    """Let MLflow read what is installed, which it asks for whenever a model is saved."""
+    try:
+        from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+    except ImportError:
+        return  # said by `preload`; saving a model in a task says it again
+    warn_dependency_requirement_mismatches(["mlflow"])
 
 
 class WarmLocalExecutor(LocalExecutor):
