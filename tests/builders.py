@@ -14,6 +14,7 @@ from evergreen.lifecycle.contracts import Partition, PartitionFile, Snapshot
 from evergreen.lifecycle.rows import LABELS, MAIN
 from evergreen.store import Store, digest_of
 from evergreen.workspace import Workspace
+from tests.homes import furnish
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def workspace_in(folder: Path) -> Workspace:
     """A workspace whose every place lies below ``folder``."""
     return Workspace(
-        home=folder,
+        home=furnish(folder),
         ledger=Ledger(f"sqlite:///{folder}/ledger.db"),
         store=Store(f"file://{folder}/store"),
         tracking_uri=f"sqlite:///{folder}/mlflow.db",

@@ -35,6 +35,7 @@ from evergreen.lifecycle.rollback import roll_back
 from evergreen.operators.promotion import PromoteModelOperator
 from evergreen.workspace import Workspace
 from tests.feature_models import MODULE
+from tests.homes import furnish
 
 DAGS = Path(__file__).parents[2] / "dags"
 PLUGINS = DAGS.with_name("plugins")
@@ -105,6 +106,7 @@ class Served:
         model.mkdir(parents=True)
         (model / "model.yaml").write_text(yaml.safe_dump(content))
         (model / "features.py").write_text(MODULE)
+        furnish(folder / "home")
         return cls(folder)
 
     def redeclare(self, **sections: Any) -> None:

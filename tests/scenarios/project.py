@@ -18,6 +18,7 @@ from evergreen.ledger import records
 from evergreen.lifecycle import connection, tracking
 from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.workspace import Workspace
+from tests.homes import furnish
 from tests.scenarios.runs import Run, begin, run_dag
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Project:
         project = cls(folder, name)
         shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
         project.declare(**sections)
+        furnish(project.home)
         return project
 
     def copy(self, folder: Path) -> Project:
