@@ -15,15 +15,16 @@ from evergreen.ledger import Ledger
 from tests.many import fill, model_name
 from tests.printing import Figure
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.minutes(1), pytest.mark.timeout(900)]
 
 MODELS, DECISIONS, FEW = 500, 1_000, 5
 TIMES = 100  # that a page is asked for
 PAGES = ("/", "/models/{model}", "/models/{model}/timeline", "/models/{model}/score")
 FAMILIES = ("ingest", "score", "monitor", "retrain", "escalate", "rollback", "drill")
 
-#: Asks for each page again and again, in a process that has imported nothing else; prints seconds
-#: and how many statements the ledger and Airflow's database were sent.
+#: Asks for each page again and again, in a process that has imported nothing else; prints seconds,
+#: those of them that it worked (what else the machine does is no part of it), and how many
+#: statements the ledger and Airflow's database were sent.
 ASK = """
 import json, sys, time
 from fastapi.testclient import TestClient
@@ -37,14 +38,16 @@ with TestClient(app) as client:
     found, sent = {}, []
     event.listen(Engine, "before_cursor_execute", lambda *call: sent.append(call[2]))
     for page in pages:
-        seconds = []
+        seconds, worked = [], []
         for _ in range(times):
             sent.clear()
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             answer = client.get(f"/evergreen{page}")
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began[0])
+            worked.append(time.process_time() - began[1])
             assert answer.status_code == 200, answer.text[-2000:]
-        found[page] = {"seconds": seconds, "statements": len(sent), "bytes": len(answer.content)}
+        found[page] = {"seconds": seconds, "worked": worked, "statements": len(sent),
+                       "bytes": len(answer.content)}
 print("FOUND" + json.dumps(found))
 """
 
@@ -66,14 +69,16 @@ def test_a_page_costs_no_query_per_row(many: dict[str, Any]) -> None:
 
 def test_pages_are_quick(many: dict[str, Any], figure: Figure) -> None:
     for page, found in many[str(MODELS)].items():
-        ordered = sorted(found["seconds"])
-        p50, p95 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
+        taken = {name: sorted(found[name]) for name in ("seconds", "worked")}
+        assert all(len(it) == TIMES for it in taken.values())
+        p50s, p95s = (
+            [f"{it[int(TIMES * part)] * 1000:.0f}" for it in taken.values()] for part in (0.5, 0.95)
+        )
         figure(
-            f"{MODELS} models × {DECISIONS:,} decisions, {page}: p50 {p50 * 1000:.0f} ms, "
-            f"p95 {p95 * 1000:.0f} ms, the first {found['seconds'][0] * 1000:.0f} ms; "
+            f"{MODELS} models × {DECISIONS:,} decisions, {page}: p50 {p50s[0]} ms, p95 {p95s[0]} ms "
+            f"(CPU {p50s[1]} and {p95s[1]}), the first {found['seconds'][0] * 1000:.0f} ms; "
             f"{found['bytes'] / 1024:.0f} kB, {found['statements']} statements"
         )
-        assert len(ordered) == TIMES
 
 
 def _asked(folder: Path, models: int, times: int) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _asked(folder: Path, models: int, times: int) -> dict[str, Any]:
     pages = [page.format(model=model_name(0)) for page in PAGES]
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(pages), str(times)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.rpartition("FOUND")[2])
