@@ -75,6 +75,7 @@ PRELOAD = (
     "feast.infra.compute_engines.local.compute",
     "feast.infra.offline_stores.duckdb",
     "feast.infra.online_stores.dynamodb",  # Feast imports each online store that it can
+    "feast.infra.online_stores.redis",
     "feast.infra.online_stores.sqlite",
     "feast.infra.passthrough_provider",
     "feast.infra.registry.file",
@@ -88,11 +89,11 @@ PRELOAD = (
 #: What tasks import beside that where the ledger, the store and MLflow are services.
 PRELOAD_SERVICES = (
     "boto3.session",
-    "feast.infra.online_stores.redis",
     "feast.infra.registry.sql",
     "mlflow.store.artifact.mlflow_artifacts_repo",
     "mlflow.store.model_registry.rest_store",
     "mlflow.store.tracking.rest_store",
+    "mlflow.tracking.request_header.registry",  # loads what others have registered, Feast's too
     "psycopg2",
     "s3fs",
     "upath.implementations.cloud",

@@ -195,6 +195,7 @@ def test_a_result_is_found_in_what_sagemaker_packs() -> None:
     "archive",
     [b"", b"no archive", packed(), packed(other=b"{}"), packed(**{"evergreen.json": b"{}"}),
      packed(**{"evergreen.json": b"x" * 5000})[:200]],
+    ids=["nothing", "no archive", "empty", "another file", "no reference", "cut off"],
 )  # fmt: skip
 def test_what_is_no_result_is_said(archive: bytes) -> None:
     with pytest.raises(CorruptError, match=r"model\.tar\.gz"):
