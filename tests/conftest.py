@@ -64,7 +64,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 #: Files that stand on one thing, which takes minutes to make: they run in one process.
-TOGETHER = {"tests/integration/test_pages.py": "tests/integration/test_demo.py"}
+TOGETHER = {
+    "tests/integration/test_pages.py": "tests/integration/test_demo.py",
+    "tests/integration/test_arrival.py": "tests/integration/test_escalation.py",
+    "tests/integration/test_approval.py": "tests/integration/test_escalation.py",
+    "tests/integration/test_loop.py": "tests/integration/test_escalation.py",
+    "tests/integration/test_observability.py": "tests/integration/test_escalation.py",
+}
 
 
 @pytest.hookimpl(optionalhook=True)

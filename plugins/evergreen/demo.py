@@ -7,6 +7,7 @@ and nothing that calls out.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
@@ -207,8 +208,12 @@ def _mlflow(workspace: Workspace) -> Iterator[str]:
         "--workers",
         "1",
     ]
+    # Its own background jobs (a queue, a scheduler, six processes) are not used.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (workspace.home / "mlflow-server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=workspace.home)  # noqa: S603 - our own arguments
+        server = subprocess.Popen(  # noqa: S603 - our own arguments
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=workspace.home, env=environment
+        )
         try:
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient
 from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.lifecycle.ingestion import ingest
-from evergreen.standalone import Standalone
+from tests.integration.shared import Shared, ended, facet
 from tests.scenarios.project import Project, month
 
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
-DAG_ID = "example.retrain"
+MODEL = "approved"
+DAG_ID = f"{MODEL}.retrain"
+FAMILIES = ("drill", "escalate", "ingest", "monitor", "retrain", "rollback", "score")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def airflow(shared: Shared) -> AirflowClient:
+    return shared.client
+
+
+@pytest.fixture(scope="module")
+def project(shared: Shared) -> Iterator[Project]:
     """January is registered, and a retrain was decided on in a run that Airflow never heard of."""
-    folder = tmp_path_factory.mktemp("approval")
-    project = Project.create(folder / "project", gate={"approval": "always"})
-    Project(project.folder, "broken").declare(owner={"name": "nobody"})
+    broken = Project(shared.folder, "broken")
+    broken.declare(owner={"name": "nobody"})
+    (shared.folder / "dags" / "declarations.py").touch()  # it tells of what is broken
+    project = shared.model(MODEL, *FAMILIES, gate={"approval": "always"})
     project.land(m2024_01=month("2024-01"))
     ingest(project.declaration, project.workspace, datetime(2024, 2, 1, tzinfo=UTC))
     arbitrate(project.declaration, project.workspace, run_id="deleted")
-    return project
-
-
-@pytest.fixture(scope="module")
-def airflow(project: Project) -> Iterator[AirflowClient]:
-    """An Airflow of that project."""
-    extra = {"EVERGREEN_HOME": str(project.home)}
-    home = project.folder / "airflow"
-    with (
-        Standalone(home, dags=project.folder / "dags", plugins=PLUGINS, extra=extra) as running,
-        running.client() as client,
-    ):
-        client.wait_for_dag(DAG_ID, 120)
-        yield client
+    yield project
+    shutil.rmtree(broken.models / broken.name)
 
 
 def answered(airflow: AirflowClient, run_id: str, option: str) -> dict[str, Any]:
@@ -70,19 +64,18 @@ def states_of(airflow: AirflowClient, run_id: str) -> dict[str, str]:
     return {it["task_id"]: it["state"] for it in airflow.task_instances(DAG_ID, run_id)}
 
 
-def test_a_broken_model_is_reported_and_the_other_has_its_dags(airflow: AirflowClient) -> None:
-    (error,) = airflow.import_errors()
+def test_a_broken_model_is_reported_and_the_other_has_its_dags(
+    airflow: AirflowClient, project: Project
+) -> None:
+    deadline = time.monotonic() + 60
+    while not (errors := airflow.import_errors()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # between looks, until the deadline
+    (error,) = errors
     assert error["filename"] == "declarations.py"
     assert "broken/model.yaml" in error["stack_trace"]
-    assert [dag["dag_id"] for dag in airflow.dags("example.")] == [
-        "example.drill",
-        "example.escalate",
-        "example.ingest",
-        "example.monitor",
-        DAG_ID,
-        "example.rollback",
-        "example.score",
-    ]
+    names = [dag["dag_id"] for dag in airflow.dags(f"{MODEL}.")]
+    assert names == [f"{MODEL}.{family}" for family in FAMILIES]
 
 
 def test_no_means_no_and_yes_means_live(airflow: AirflowClient, project: Project) -> None:
@@ -106,3 +99,15 @@ def test_no_means_no_and_yes_means_live(airflow: AirflowClient, project: Project
     states = answered(airflow, "yes", "Approve")
     assert (states["approve"], states["promote"]) == ("success", "success")
     assert (project.last("outcome").outcome, project.champion()) == ("promoted", "1")
+
+
+def test_the_answers_are_told_as_lineage(shared: Shared, project: Project) -> None:
+    """After the test above."""
+    job = f"{project.name}.retrain.approve"
+    told = ended(shared.lineage(job, 2), job)
+    assert [facet(event)["conclusion"] for event in told] == ["declined", "approved"]
+    for event in told:
+        assert {given["name"].split("/")[-2] for given in event["inputs"]} == {
+            "decision",
+            "verdict",
+        }

@@ -130,7 +130,7 @@ def trainer(cloud: Cloud) -> Iterator[Cloud]:
         ],
         environment={
             "PATH": os.environ["PATH"], "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "true",
+            "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         folder=folder,
         log=folder / "mlflow.log",

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email import message_from_bytes, policy
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from airflow.providers.standard.operators import hitl
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient, RequestError
 from evergreen.ledger import records
 from evergreen.ledger.tables import AnswerRow, DecisionRow, EscalationRow
 from evergreen.lifecycle.escalation import answer, open_escalation
 from evergreen.operators import EscalateOperator
-from evergreen.standalone import Standalone, free_port
+from evergreen.standalone import Standalone
+from tests.integration.shared import Shared, ended, facet
 from tests.scenarios.project import Project
 
 pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(600)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 REASON = "2 retrains in a row for drift did not help <b>*now*</b>"
 CALLBACK = """
@@ -129,54 +126,24 @@ def answers(project: Project) -> list[tuple[str, str, str | None, str]]:
 
 
 @pytest.fixture(scope="module")
-def mailbox() -> Iterator[tuple[int, list[Any]]]:
-    """A mail server: its port, and what came."""
-    mails: list[Any] = []
-
-    class Handler:
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
-            mails.append(message_from_bytes(envelope.content, policy=policy.default))
-            return "250 OK"
-
-    server = Controller(Handler(), hostname="127.0.0.1", port=free_port())
-    server.start()
-    yield server.port, mails
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory, mailbox: tuple[int, list[Any]]
-) -> Iterator[Running]:
+def running(shared: Shared) -> Running:
     """`example` mails what happens, `guarded` asks vera only, `silent` waits five seconds."""
-    folder = tmp_path_factory.mktemp("escalation")
     mail = {"channel": "smtp", "connection": "mail", "to": ["ops@example.com"]}
     every = {**mail, "on": ["escalated", "answered", "failed"]}
     dead = {"channel": "apprise", "connection": "nowhere", "on": ["escalated"]}
-    project = Project.create(folder / "project", escalation={"notify": [dead, every]})
-    guarded = Project(project.folder, "guarded")
-    guarded.declare(escalation={"assigned": ["vera"]})
-    silent = Project(project.folder, "silent")
-    silent.declare(escalation={"answer_within": "5s", "notify": [{**mail, "on": ["failed"]}]})
-    (project.folder / "dags" / "failing.py").write_text(CALLBACK)
-    port, mails = mailbox
-    options = {"disable_ssl": True, "disable_tls": True, "from_email": "evergreen@example.com"}
-    extra = {
-        "EVERGREEN_HOME": str(project.home),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:op",
-        "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
-        "AIRFLOW_CONN_MAIL": json.dumps(
-            {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": options}
+    (shared.folder / "dags" / "failing.py").write_text(CALLBACK)
+    return Running(
+        shared.client,
+        shared.standalone,
+        shared.mails,
+        shared.model("example", "escalate", escalation={"notify": [dead, every]}),
+        shared.model("guarded", "escalate", escalation={"assigned": ["vera"]}),
+        shared.model(
+            "silent",
+            "escalate",
+            escalation={"answer_within": "5s", "notify": [{**mail, "on": ["failed"]}]},
         ),
-    }
-    dags = project.folder / "dags"
-    with (
-        Standalone(folder / "airflow", dags=dags, plugins=PLUGINS, extra=extra) as standalone,
-        standalone.client() as client,
-    ):
-        for name in ("example", "guarded", "silent"):
-            client.wait_for_dag(f"{name}.escalate", 120)
-        yield Running(client, standalone, mails, project, guarded, silent)
+    )
 
 
 def test_nothing_is_asked_while_nothing_is_open(running: Running) -> None:
@@ -222,6 +189,17 @@ def test_yes_and_no_with_a_comment_are_kept_and_told(running: Running) -> None:
         "[evergreen] P1 example: acknowledged by admin",
     ]
     assert "mended {{ 1 / 0 }}" in mails[4].get_body(("html",)).get_content()
+
+
+def test_a_persons_answers_are_told_as_lineage(running: Running, shared: Shared) -> None:
+    """After the test above."""
+    job = "example.escalate.escalate"
+    told = [event for event in ended(shared.lineage(job, 2), job) if event["outputs"]]
+    assert [facet(event)["conclusion"] for event in told] == ["declined", "acknowledged"]
+    for event in told:
+        (asked,), (said,) = event["inputs"], event["outputs"]
+        assert "/escalation/" in asked["name"]
+        assert said["facets"]["version"]["datasetVersion"] == facet(event)["digest"]
 
 
 def test_only_who_is_assigned_may_answer(running: Running) -> None:

@@ -3,50 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
 from evergreen.ledger.tables import DecisionRow
 from evergreen.lifecycle import escalation
-from evergreen.standalone import Standalone
+from tests.integration.shared import Shared
 from tests.scenarios.project import Project
 from tests.scenarios.world import WATCHING, month
 
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(900)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
-ESCALATE = "example.escalate"
+MODEL = "looping"
+ESCALATE = f"{MODEL}.escalate"
 LIMIT = 240.0
 PARKED = 4.0
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project.create(tmp_path_factory.mktemp("loop") / "project", **WATCHING)
+def airflow(shared: Shared) -> AirflowClient:
+    return shared.client
 
 
 @pytest.fixture(scope="module")
-def airflow(project: Project) -> Iterator[AirflowClient]:
-    extra = {"EVERGREEN_HOME": str(project.home)}
-    home = project.folder / "airflow"
-    with (
-        Standalone(home, dags=project.folder / "dags", plugins=PLUGINS, extra=extra) as running,
-        running.client() as client,
-    ):
-        for family in ("ingest", "score", "monitor", "retrain", "escalate"):
-            client.wait_for_dag(f"example.{family}", 120)
-        yield client
+def project(shared: Shared) -> Project:
+    return shared.model(MODEL, "ingest", "score", "monitor", "retrain", "escalate", **WATCHING)
 
 
 def live(airflow: AirflowClient, project: Project, key: str, *, noise: bool = False) -> DecisionRow:
     """Land a month and start ingest, nothing else; the decision on it, when its run has ended."""
     project.land(**{f"m{key.replace('-', '_')}": month(key, noise=noise)})
-    airflow.trigger("example.ingest", f"land__{key}")
+    airflow.trigger(f"{MODEL}.ingest", f"land__{key}")
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         with project.workspace.ledger.read() as session:
@@ -83,8 +72,8 @@ def test_what_retraining_cant_mend_is_brought_to_a_person_and_goes_on_when_told(
     ]  # fmt: skip
     assert [d.tune for d in noisy] == [False, True, False]
 
-    (*_, watched) = airflow.dag_runs("example.monitor")
-    page = airflow.links("example.monitor", watched["dag_run_id"], "detect_drift")["Drift report"]
+    (*_, watched) = airflow.dag_runs(f"{MODEL}.monitor")
+    page = airflow.links(f"{MODEL}.monitor", watched["dag_run_id"], "detect_drift")["Drift report"]
     assert page is not None
     assert b"<html" in project.workspace.store.read_bytes(page)[:1000].lower()
 

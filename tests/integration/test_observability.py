@@ -5,29 +5,22 @@ One model goes through two months and a rollback; what is asserted holds for eve
 
 from __future__ import annotations
 
-import json
 import re
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
-from evergreen.standalone import Standalone
+from tests.integration.shared import Shared, facet
 from tests.scenarios.project import Project, month
 
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
+MODEL = "observed"
 LIMIT = 240.0
-GAUGE = re.compile(r"^airflow\.(evergreen\.\w+\.\w+)((?:,\w+=[\w.]+)*):([\d.e+-]+)\|g$")
 # Once through everything that has to do with data; `conclude` is about the run, not about data.
 TASKS = {
     *(f"ingest.{task}" for task in ["ingest"]),
@@ -47,35 +40,6 @@ TASKS = {
 }  # fmt: skip
 
 
-class Receiver:
-    """StatsD's end: a UDP socket of loopback, and every gauge that came."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
-        self.lines: list[str] = []
-        self._thread = threading.Thread(target=self._receive)
-        self._thread.start()
-
-    def _receive(self) -> None:
-        while (line := self._socket.recv(65536)) != b"stop":
-            self.lines += line.decode().splitlines()
-
-    def close(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-            last.sendto(b"stop", ("127.0.0.1", self.port))
-        self._thread.join()
-        self._socket.close()
-
-    def gauges(self) -> dict[tuple[str, str], list[float]]:
-        """Name and tags → values, in order."""
-        found: dict[tuple[str, str], list[float]] = {}
-        for match in filter(None, map(GAUGE.match, self.lines)):
-            found.setdefault((match[1], match[2].lstrip(",")), []).append(float(match[3]))
-        return found
-
-
 @dataclass(frozen=True)
 class Told:
     """What was told, of all tasks that ended well: task → its last event with a document."""
@@ -91,7 +55,7 @@ def live(client: AirflowClient, project: Project, key: str) -> str:
     """Land a month and start ingest; return the run that retrained, once all has ended."""
     before = len(project.history())
     project.land(**{f"m{key.replace('-', '_')}": month(key)})
-    client.trigger("example.ingest", f"land__{key}")
+    client.trigger(f"{MODEL}.ingest", f"land__{key}")
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         with project.workspace.ledger.read() as session:
@@ -99,76 +63,37 @@ def live(client: AirflowClient, project: Project, key: str) -> str:
         made = [entry for entry in project.history()[before:] if entry["promotion"]]
         if made and not busy:
             run_id = str(made[-1]["decision"].run_id)
-            client.wait_for_run("example.retrain", run_id, LIMIT)
+            client.wait_for_run(f"{MODEL}.retrain", run_id, LIMIT)
             return run_id
         time.sleep(0.5)  # between looks at a run that takes seconds
     raise AssertionError(f"nothing was promoted for {key} within {LIMIT:g} s: {project.history()}")
 
 
-def settled(file: Path, last: str) -> list[dict[str, Any]]:
-    """All events, once the last task has told that it ended: Airflow knows of that before."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        events = [json.loads(line) for line in whole]
-        if any(e["job"]["name"] == last and e["eventType"] == "COMPLETE" for e in events):
-            return events
-        time.sleep(0.2)  # between looks at a file
-    raise AssertionError(f"{last} has not told that it ended: {file.read_text()[-2000:]}")
-
-
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    folder = tmp_path_factory.mktemp("observability")
+def told(shared: Shared) -> Told:
     # 3600 an hour is 1 a second: what a task costs is the seconds it takes.
     compute = {"train": {"price": 3600}, "evaluate": {"price": 3600}}
-    project = Project.create(folder / "project", compute=compute)
-    receiver, file = Receiver(), folder / "lineage.jsonl"
-    transport = {"type": "file", "log_file_path": str(file), "append": True}
-    extra = {
-        "EVERGREEN_HOME": str(project.home),
-        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
-        "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
-        "AIRFLOW__METRICS__STATSD_ON": "True",
-        "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
-        "AIRFLOW__METRICS__STATSD_PORT": str(receiver.port),
-        "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
-    }
-    try:
-        dags, home = project.folder / "dags", folder / "airflow"
-        with (
-            Standalone(home, dags=dags, plugins=PLUGINS, extra=extra) as airflow,
-            airflow.client() as client,
-        ):
-            for family in ("ingest", "score", "monitor", "retrain", "rollback"):
-                client.wait_for_dag(f"example.{family}", 120)
-            live(client, project, "2024-01")
-            run_id = live(client, project, "2024-02")
-            tasks = ("train", "conclude")
-            logs = {task: client.log("example.retrain", run_id, task) for task in tasks}
-            client.trigger(
-                "example.rollback", "back", {"reason": "a test", "version": "1", "force": True}
-            )
-            ended = client.wait_for_run("example.rollback", "back", LIMIT)
-            assert ended["state"] == "success", client.log("example.rollback", "back", "roll_back")
-            history = settled(file, "example.rollback.roll_back")
-        yield Told(project, last_of(history), history, receiver.gauges(), logs)
-    finally:
-        receiver.close()
+    families = ("ingest", "score", "monitor", "retrain", "rollback")
+    project, client = shared.model(MODEL, *families, compute=compute), shared.client
+    live(client, project, "2024-01")
+    run_id = live(client, project, "2024-02")
+    logs = {task: client.log(f"{MODEL}.retrain", run_id, task) for task in ("train", "conclude")}
+    wish = {"reason": "a test", "version": "1", "force": True}
+    client.trigger(f"{MODEL}.rollback", "back", wish)
+    ended = client.wait_for_run(f"{MODEL}.rollback", "back", LIMIT)
+    assert ended["state"] == "success", client.log(f"{MODEL}.rollback", "back", "roll_back")
+    every = shared.lineage(f"{MODEL}.rollback.roll_back")
+    history = [event for event in every if event["job"]["name"].startswith(f"{MODEL}.")]
+    return Told(project, last_of(history), history, shared.receiver.gauges(), logs)
 
 
 def last_of(history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Task → its last event that has a document."""
     return {
-        event["job"]["name"].removeprefix("example."): event
+        event["job"]["name"].removeprefix(f"{MODEL}."): event
         for event in history
         if event["eventType"] == "COMPLETE" and facet(event).get("digest")
     }
-
-
-def facet(event: dict[str, Any]) -> dict[str, Any]:
-    """What the stage says of itself."""
-    return dict(event["run"]["facets"].get("evergreen", {}))
 
 
 def named(datasets: list[dict[str, Any]]) -> dict[str, str | None]:
@@ -186,7 +111,7 @@ def test_every_task_tells_the_document_it_wrote_by_its_digest(told: Told) -> Non
     for task, event in told.events.items():
         said, first = facet(event), event["outputs"][0]
         version = first["facets"]["version"]["datasetVersion"]
-        assert said["model"] == "example"
+        assert said["model"] == MODEL
         assert said["digest"] == version, task
         told.project.workspace.store.get_document(f"file://{first['name']}", version)  # or raises
 
@@ -210,7 +135,7 @@ def test_a_version_is_traced_back_to_the_files_that_had_landed(told: Told) -> No
     for event in told.history:
         for name in named(event["outputs"]):
             sources.setdefault(name, set()).update(named(event["inputs"]))
-    reached, frontier = set(), {"models:example/2"}
+    reached, frontier = set(), {f"models:{MODEL}/2"}
     while frontier:
         reached |= frontier
         frontier = {up for name in frontier for up in sources.get(name, ())} - reached
@@ -230,11 +155,11 @@ def test_rows_and_conclusions_are_facets(told: Told) -> None:
     }
     assert rows == {800}
     assets = named(events["ingest.ingest"]["outputs"])
-    assert "x-evergreen://example:partitions" in assets, "outlets are told beside the datasets"
+    assert f"x-evergreen://{MODEL}:partitions" in assets, "outlets are told beside the datasets"
 
 
 def test_stages_are_measured_and_a_price_makes_a_cost(told: Told) -> None:
-    tags = "model=example,stage=train"
+    tags = f"model={MODEL},stage=train"
     for name in ("seconds", "cpu_seconds", "peak_mb", "rows", "cost"):
         assert (f"evergreen.stage.{name}", tags) in told.gauges, sorted(told.gauges)
     seconds = told.gauges["evergreen.stage.seconds", tags][-1]
@@ -245,6 +170,6 @@ def test_stages_are_measured_and_a_price_makes_a_cost(told: Told) -> None:
     assert told.gauges["evergreen.stage.rows", tags][-1] > 300
     stages = {key[1].rpartition("=")[2] for key in told.gauges if "stage=" in key[1]}
     assert stages >= {"ingest", "extract", "score", "monitor", "gate", "promote", "roll_back"}
-    assert ("evergreen.stage.cost", "model=example,stage=gate") not in told.gauges
+    assert ("evergreen.stage.cost", f"model={MODEL},stage=gate") not in told.gauges
     (line,) = (line for line in told.logs["train"].splitlines() if "used: " in line)
     assert re.search(r"CPU [\d.]+ s, peak memory \d+ MB.*rows [\d,]+, cost about [\d.]+", line)

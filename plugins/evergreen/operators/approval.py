@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from evergreen.declaration import Declaration
 from evergreen.hooks.workspace import WorkspaceHook
-from evergreen.operators.base import DECLINED
+from evergreen.operators.base import DECLINED, Observed, TellsLineage
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ANSWER_WITHIN = timedelta(days=5)
 
 
-class ApprovePromotionOperator(ApprovalOperator):
+class ApprovePromotionOperator(TellsLineage, ApprovalOperator):
     """Ask a person whether the judged candidate may go live; silence means no.
 
     A rejected approval leaves no return value, so who said no is kept under a key of its own.
@@ -28,6 +28,7 @@ class ApprovePromotionOperator(ApprovalOperator):
     :param verdict: the verdict's reference. (templated)
     """
 
+    stage: ClassVar[str] = "approve"
     template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "decision", "verdict")
 
     def __init__(self, *, model: Declaration, decision: Any, verdict: Any, **kwargs: Any) -> None:
@@ -44,7 +45,8 @@ class ApprovePromotionOperator(ApprovalOperator):
         """Ask, or pass at once on a verdict that needs no person."""
         from evergreen.lifecycle.contracts import Decision, Verdict
 
-        store = WorkspaceHook().get_conn().store
+        seen = self._observed = self._given()
+        store = seen.store
         verdict = Verdict.load(store, self.verdict)
         futile = Decision.load(store, self.decision).futile
         asked = self.model.gate.approval
@@ -53,15 +55,24 @@ class ApprovePromotionOperator(ApprovalOperator):
             self.log.info("waiting for a person: %s: %s", verdict.verdict, verdict.reason)
             return super().execute(context)
         self.log.info("%s needs no person; declared are %s", verdict.verdict, ", ".join(asked.on))
+        seen.conclusion, seen.finished = "nobody asked", True
         return None
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Keep who answered, then let Airflow skip or go on."""
+        seen = self._observed = self._given()
+        seen.conclusion = "approved"
         if self.APPROVE not in (event.get("chosen_options") or []):
             person = (event.get("responded_by_user") or {}).get("name")
             said = f"declined by {person}" if person else "nobody answered in time"
             context["ti"].xcom_push(key=DECLINED, value=said)
-        return super().execute_complete(context, event)
+            seen.conclusion = "declined" if person else "unanswered"
+        answer = super().execute_complete(context, event)
+        seen.finished = True
+        return answer
+
+    def _given(self) -> Observed:
+        return Observed(WorkspaceHook().get_conn().store, [self.decision, self.verdict])
 
 
 def approval(model: Declaration, decision: Any, verdict: Any) -> list[ApprovePromotionOperator]:

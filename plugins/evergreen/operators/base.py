@@ -43,6 +43,7 @@ class Observed:
 
     ``given`` and ``reference`` are references as plain dicts, as XCom has them. ``finished`` says
     that the task did not end skipped or failed after its result was saved: its assets are told.
+    ``conclusion`` is that of a task without a result.
     """
 
     store: Store
@@ -50,19 +51,39 @@ class Observed:
     result: Result | None = None
     reference: dict[str, Any] | None = None
     refused: str | None = None
+    conclusion: str | None = None
     finished: bool = False
 
 
-class StageOperator(BaseOperator, SkipMixin):
+class TellsLineage:
+    """What the openlineage provider asks of an operator, where it is set up."""
+
+    stage: ClassVar[str]
+    model: Declaration
+    inlets: list[Any]
+    outlets: list[Any]
+    _observed: Observed | None = None
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """What the task read and wrote."""
+        from evergreen.operators.lineage import lineage
+
+        seen = self._observed
+        outlets = self.outlets if seen is not None and seen.finished else ()
+        return lineage(self.model.name, self.stage, seen, inlets=self.inlets, outlets=outlets)
+
+    # Of a task that failed the same: what it was given, what it wrote, and why it refused.
+    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
+
+
+class StageOperator(TellsLineage, BaseOperator, SkipMixin):
     """One lifecycle stage of one model.
 
     :param model: the model's declaration.
     """
 
-    stage: ClassVar[str]
     template_fields: Sequence[str] = ()
     ui_color = "#e3f1e5"
-    _observed: Observed | None = None
 
     def __init__(self, *, model: Declaration, **kwargs: Any) -> None:
         placement = model.compute.get(self.stage)  # type: ignore[call-overload]  # a stage's name
@@ -137,17 +158,6 @@ class StageOperator(BaseOperator, SkipMixin):
             for name, value in fields.items()
             if isinstance(value, dict) and "digest" in value
         }
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """What the task read and wrote; called by the openlineage provider where it is set up."""
-        from evergreen.operators.lineage import lineage
-
-        seen = self._observed
-        outlets = self.outlets if seen is not None and seen.finished else ()
-        return lineage(self.model.name, self.stage, seen, inlets=self.inlets, outlets=outlets)
-
-    # Of a task that failed the same: what it was given, what it wrote, and why it refused.
-    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
 
     def skip_rest(self, context: Context, reference: dict[str, Any], *besides: str) -> None:
         """End well, with everything downstream visibly skipped but teardowns and ``besides``."""

@@ -15,7 +15,7 @@ from evergreen.declaration import Declaration, format_duration
 from evergreen.errors import RefusalError
 from evergreen.hooks.workspace import WorkspaceHook
 from evergreen.notifications import ModelNotifier
-from evergreen.operators.base import block
+from evergreen.operators.base import Observed, TellsLineage, block
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -30,7 +30,7 @@ LONGEST_COMMENT = 4000
 GIVEN = "answer"
 
 
-class EscalateOperator(HITLOperator):
+class EscalateOperator(TellsLineage, HITLOperator):
     """Ask whether automatic retraining may go on, and keep what was said in the ledger.
 
     Skipped when it isn't stopped. An answer counts with a comment only; one without, which
@@ -176,12 +176,14 @@ class EscalateOperator(HITLOperator):
         from evergreen.lifecycle.escalation import answer
 
         workspace, state = WorkspaceHook().get_conn(), context["task_state_store"]
+        seen = self._observed = Observed(workspace.store, [given["escalation"]])
         stopped = EscalationReport.load(workspace.store, given["escalation"])
         told = {name: given[name] for name in ("run_id", "answer", "person", "comment")}
         try:
             said = answer(self.model, workspace, stopped.id, **told)
         except RefusalError as error:
             state.delete(GIVEN)
+            seen.refused = str(error)
             raise AirflowFailException(str(error)) from error
         lines = [stopped.reason, *said.describe(), *self._since(stopped, said)]
         self.log.info(
@@ -192,8 +194,10 @@ class EscalateOperator(HITLOperator):
                 self._tell(context, stopped, said, lines)
             state.set(GIVEN, {**given, "told": True})
         reference = said.save(workspace.store).to_dict()
+        seen.result, seen.reference = said, reference
         if said.answer == "unanswered":
             raise AirflowFailException(f"nobody answered in time: {lines[-1]}")
+        seen.finished = True
         return reference
 
     def _open(self) -> EscalationReport | None:

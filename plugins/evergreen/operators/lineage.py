@@ -67,7 +67,7 @@ def lineage(
     if observed is not None:
         references = map(Reference.model_validate, observed.given)
         read += given(observed.store, stage, references)
-        facet.refused = observed.refused
+        facet.refused, facet.conclusion = observed.refused, observed.conclusion
     if observed is not None and observed.result is not None:
         knows = told(observed.result)
         read += knows.read
