@@ -58,6 +58,7 @@ ENV AIRFLOW_HOME=/opt/evergreen/airflow \
     MLFLOW_DISABLE_TELEMETRY=true \
     MPLBACKEND=Agg \
     OMP_WAIT_POLICY=PASSIVE \
+    OPENBLAS_NUM_THREADS=1 \
     PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1
 COPY --from=build /opt/venv /opt/venv

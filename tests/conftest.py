@@ -7,6 +7,7 @@ fixture: a home of its own, no examples, and no call to anybody.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -32,9 +33,13 @@ os.environ |= {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",  # three processes for two cores: what runs side by side are tests
     "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
 }
+
+gc.disable()  # until all is imported and collected, which is no garbage
 
 import pytest  # noqa: E402 - pytest reads no Airflow settings; imports below need those above
 
@@ -45,6 +50,12 @@ from tests.printing import Figure, figure_of, figures_in  # noqa: E402 - as abov
 def figure(request: pytest.FixtureRequest) -> Figure:
     """Say a figure that the run is for; all are printed at its end."""
     return figure_of(request.node.user_properties)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; nobody looks through it again."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

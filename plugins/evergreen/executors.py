@@ -142,6 +142,7 @@ def warm_up(modules: Iterable[str]) -> None:
     # OpenMP reads it once, when it is loaded here: threads of the tasks side by side that spin
     # while they wait take each other's cores, and a fit more than twice the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, whatever is set
     names = [*modules, *lifecycle_modules()]
     gc.disable()  # imports leave no garbage: looking for it takes a sixth of their time
     try:

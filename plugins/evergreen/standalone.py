@@ -55,6 +55,7 @@ FIXED = {
     "NO_COLOR": "1",
     # Stages run side by side; OpenMP threads that spin while they wait take each other's cores.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",  # these spin, whatever is set
     "NO_PROXY": f"{HOST},localhost",
 }
 

@@ -17,8 +17,14 @@ from evergreen.declaration import Declaration
 from evergreen.ledger import Ledger
 from evergreen.store import Store
 
-# Nothing calls out; and OpenMP threads that spin while they wait would take busy cores from others.
-QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "PASSIVE"}
+# Nothing calls out; and threads of OpenMP and OpenBLAS that spin while they wait would take busy
+# cores from others.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_a_promotion_waits_for_the_replica_and_bakes_without_a_slot(
             tasks = airflow.task_instances("example.bake", run["dag_run_id"])
             states |= {task["state"] for task in tasks if task["task_id"] == "bake"}
         assert replica.ask({"rows": [{"origin": "JFK", "distance": 7.0}]}).status_code == 200
-        time.sleep(0.2)  # between requests, until the deadline
+        time.sleep(0.5)  # between requests, until the deadline
     assert "deferred" in states
     assert "disproved" not in served.events()
 

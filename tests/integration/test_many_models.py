@@ -18,7 +18,7 @@ from tests.printing import Figure
 pytestmark = [pytest.mark.integration, pytest.mark.minutes(1), pytest.mark.timeout(900)]
 
 MODELS, DECISIONS, FEW = 500, 1_000, 5
-TIMES = 100  # that a page is asked for
+TIMES = 40  # that a page is asked for
 PAGES = ("/", "/models/{model}", "/models/{model}/timeline", "/models/{model}/score")
 FAMILIES = ("ingest", "score", "monitor", "retrain", "escalate", "rollback", "drill")
 

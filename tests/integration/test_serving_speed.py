@@ -25,7 +25,7 @@ from tests.printing import Figure
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(900)]
 
 USERS = 8
-TURNS = 5
+TURNS = 3
 
 
 def test_it_answers_more_than_mlflows_server(tmp_path: Path, figure: Figure) -> None:

@@ -25,6 +25,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "AIRFLOW_HOME": str(folder / "airflow"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "EVERGREEN_HOME": str(folder / "home"),
+        "OPENBLAS_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # two threads that spin for two busy cores only get slower
         "TMPDIR": str(folder / "aside"),  # what a killed process can't sweep up goes with the test
     }

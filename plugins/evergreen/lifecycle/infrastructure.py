@@ -127,13 +127,7 @@ def _check_types(declaration: Declaration, model: Path) -> None:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # OpenMP threads that spin while they wait make busy cores many times slower.
-    return {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **kept,
-        **QUIET,
-        "PYTHONPATH": str(Path(evergreen.__file__).parents[1]),
-    }
+    return {**QUIET, **kept, "PYTHONPATH": str(Path(evergreen.__file__).parents[1])}
 
 
 def _report(trained: TrainedModel, found: dict[str, Any]) -> InfrastructureReport:

@@ -7,6 +7,7 @@ process, as after a kill.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -76,6 +77,8 @@ def serve(
             declarations, workspace, name=name, every=every, alias=alias, clock=clock
         )
         try:
+            gc.collect()
+            gc.freeze()  # what is loaded stays: looking through it again would hold up answers
             models = " ".join(declaration.name for declaration in declarations)
             bound = listener.getsockname()
             shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
