@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +67,26 @@ def test_a_missing_module_is_named_and_the_others_are_imported(
     assert [record.getMessage() for record in caplog.records] == [
         f"Not preloaded: {name} ({reason})" for name, reason in skipped.items()
     ]
+
+
+def test_what_a_saved_model_asks_of_the_environment_is_read_before_the_fork(tmp_path: Path) -> None:
+    """And skops, which asks every module for SciPy's names, brings up no warning of Airflow's."""
+    code = """
+import gc
+import airflow.utils.timezone, airflow.utils.trigger_rule
+from evergreen.executors import warm_up
+warm_up(["skops.io"])
+from mlflow.utils import requirements_utils
+assert "scikit-learn" in requirements_utils._PACKAGES_TO_MODULES
+assert gc.isenabled()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        env={**os.environ, "AIRFLOW_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "attribute is deprecated" not in done.stdout + done.stderr
 
 
 def test_telemetry_is_off_unless_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
