@@ -5,7 +5,7 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check .types .style bench lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,14 @@ test: setup ## all tests, three at a time: many wait; ARGS="-k gate" passes on t
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## what CI checks besides the tests
+	$(MAKE) --no-print-directory --jobs 2 .types .style
+
+.types:
+	$(BIN)/mypy
+
+.style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/evergreen check
 	$(BIN)/uv pip check --quiet --python $(BIN)/python

@@ -276,8 +276,11 @@ class Follower:
 
 
 def _import() -> None:
-    """What the first look and the first version need: seconds that no call's patience covers."""
-    for module in ("mlflow.artifacts", "pandas", "skops.io", "sklearn.pipeline"):
+    """What the first look and the first version need: seconds that no call's patience covers.
+
+    skops first: it asks every module that is there for SciPy's functions.
+    """
+    for module in ("skops.io", "mlflow.artifacts", "pandas", "sklearn.pipeline"):
         import_module(module)
 
 
