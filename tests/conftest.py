@@ -74,14 +74,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-#: Files that stand on one thing, which takes minutes to make: they run in one process.
-TOGETHER = {
-    "tests/integration/test_pages.py": "tests/integration/test_demo.py",
-    "tests/integration/test_arrival.py": "tests/integration/test_escalation.py",
-    "tests/integration/test_approval.py": "tests/integration/test_escalation.py",
-    "tests/integration/test_loop.py": "tests/integration/test_escalation.py",
-    "tests/integration/test_observability.py": "tests/integration/test_escalation.py",
-}
+#: Files that stand on one thing, which takes minutes to make: they run in one process. So do those
+#: of a folder that share an Airflow.
+TOGETHER = {"tests/integration/test_pages.py": "tests/integration/test_demo.py"}
+FOLDER = "tests/integration/together/"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -92,7 +88,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return TOGETHER.get(file, file)
+            return FOLDER if file.startswith(FOLDER) else TOGETHER.get(file, file)
 
     return Scheduling(config, log)
 

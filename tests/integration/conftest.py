@@ -1,17 +1,15 @@
-"""What several files stand on: a year that the demo has lived, and an Airflow. Made once."""
+"""What several files stand on: a year that the demo has lived. It takes minutes, so once."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.lived import MINUTES, Year
-from tests.integration.shared import Shared, share
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +26,3 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> Year:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Year(json.loads(report.read_text()), done.stdout, home)
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """An Airflow for models of any file."""
-    with share(tmp_path_factory.mktemp("shared")) as running:
-        yield running

@@ -10,11 +10,11 @@ from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
 from evergreen.ledger.tables import DecisionRow
 from evergreen.lifecycle import escalation
-from tests.integration.shared import Shared
+from tests.integration.together.shared import Shared
 from tests.scenarios.project import Project
 from tests.scenarios.world import WATCHING, month
 
-pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(900)]
 
 MODEL = "looping"
 ESCALATE = f"{MODEL}.escalate"

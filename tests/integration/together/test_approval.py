@@ -13,10 +13,10 @@ import pytest
 from evergreen.airflow_client import AirflowClient
 from evergreen.lifecycle.arbitration import arbitrate
 from evergreen.lifecycle.ingestion import ingest
-from tests.integration.shared import Shared, ended, facet
+from tests.integration.together.shared import Shared, ended, facet
 from tests.scenarios.project import Project, month
 
-pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(600)]
 
 MODEL = "approved"
 DAG_ID = f"{MODEL}.retrain"

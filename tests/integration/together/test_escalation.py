@@ -22,10 +22,10 @@ from evergreen.ledger.tables import AnswerRow, DecisionRow, EscalationRow
 from evergreen.lifecycle.escalation import answer, open_escalation
 from evergreen.operators import EscalateOperator
 from evergreen.standalone import Standalone
-from tests.integration.shared import Shared, ended, facet
+from tests.integration.together.shared import Shared, ended, facet
 from tests.scenarios.project import Project
 
-pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(600)]
 
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 REASON = "2 retrains in a row for drift did not help <b>*now*</b>"

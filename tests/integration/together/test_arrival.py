@@ -9,10 +9,10 @@ import pytest
 
 from evergreen.airflow_client import FINISHED
 from evergreen.ledger import records
-from tests.integration.shared import Shared
+from tests.integration.together.shared import Shared
 from tests.scenarios.project import month
 
-pytestmark = [pytest.mark.minutes(1), pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(600)]
 
 MODEL = "hinted"
 DAG_ID = f"{MODEL}.ingest"

@@ -14,10 +14,10 @@ import pytest
 
 from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
-from tests.integration.shared import Shared, facet
+from tests.integration.together.shared import Shared, facet
 from tests.scenarios.project import Project, month
 
-pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.minutes(4), pytest.mark.integration, pytest.mark.timeout(600)]
 
 MODEL = "observed"
 LIMIT = 240.0
