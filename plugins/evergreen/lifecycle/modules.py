@@ -83,7 +83,10 @@ def code_digest(declaration: Declaration) -> str:
 def module_digest(module: ModuleType) -> str:
     """The sha256 of a loaded module's file and of the neighbours it imported."""
     own = module.__name__
-    family = [m for name, m in sys.modules.items() if name == own or name.startswith(f"{own}.")]
+    # A copy: other threads import at the same time.
+    family = [
+        m for name, m in sys.modules.copy().items() if name == own or name.startswith(f"{own}.")
+    ]
     files = {str(Path(m.__file__).name): _sha256(Path(m.__file__)) for m in family if m.__file__}
     return digest_of(files)
 
