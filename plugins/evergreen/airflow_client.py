@@ -160,7 +160,7 @@ class AirflowClient:
                 states = {it["task_id"]: it["state"] for it in self.task_instances(dag_id, run_id)}
                 message = f"run {run_id!r} of {dag_id!r} is {run['state']} after {timeout:g} s"
                 raise AirflowError(f"{message}: {states}")
-            time.sleep(0.5)  # each look costs Airflow's API 20 ms of a core
+            time.sleep(0.5)  # between looks, until the deadline: each is work for Airflow
         return run
 
     def task_instances(self, dag_id: str, run_id: str) -> list[Json]:

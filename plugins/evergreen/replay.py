@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from sqlalchemy.orm import Session
 
-POLL = 0.5
+POLL = 0.5  # seconds between looks: each is work for Airflow
 
 
 class ReplayError(EvergreenError):

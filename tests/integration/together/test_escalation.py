@@ -96,7 +96,7 @@ class Running:
         deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline, [mail["subject"] for mail in self.mails]
-            time.sleep(0.5)
+            time.sleep(0.5)  # between looks, until the deadline
 
 
 def stop(project: Project, run_id: str) -> None:
