@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ from tests.printing import Figure, figure_of, figures_in  # noqa: E402 - as abov
 def figure(request: pytest.FixtureRequest) -> Figure:
     """Say a figure that the run is for; all are printed at its end."""
     return figure_of(request.node.user_properties)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """Clean processes are forked, as for a warm worker's tasks."""
+    from evergreen.lifecycle import infrastructure_process
+
+    infrastructure_process.start()
+    yield
+    infrastructure_process.stop()
 
 
 def pytest_collection_finish() -> None:

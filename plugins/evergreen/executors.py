@@ -150,10 +150,20 @@ def warm_up(modules: Iterable[str]) -> None:
         _read_distributions()
     finally:
         gc.enable()
+    _start_forks()
     # Freed garbage would leave holes in pages that parent and child share.
     gc.collect()
     loaded, seconds = len(names) - len(skipped), perf_counter() - began
     log.info("Preloaded %d of %d modules in %.1f s", loaded, len(names), seconds)
+
+
+def _start_forks() -> None:
+    """Let the infrastructure check's clean processes be forked too."""
+    try:
+        from evergreen.lifecycle.infrastructure_process import start
+    except ImportError:
+        return  # said by `preload`
+    start()
 
 
 def _read_distributions() -> None:

@@ -8,42 +8,23 @@ model, so that a repeated task reports the same numbers.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import evergreen
 from evergreen.declaration import Declaration
 from evergreen.errors import TrainingError
 from evergreen.lifecycle.contracts import FeatureSet, InfrastructureReport, TrainedModel
 from evergreen.lifecycle.estimators import trusted_types
 from evergreen.lifecycle.fitted import input_frame
+from evergreen.lifecycle.infrastructure_process import run
 from evergreen.lifecycle.registry import logged_metadata, model_folder
 from evergreen.lifecycle.sets import read_rows
 from evergreen.store import digest_of
-from evergreen.workspace import QUIET, Workspace
+from evergreen.workspace import Workspace
 
 TIMEOUT = 180.0
-#: What a process needs to start; credentials are not among it, the model is handed over as files.
-_ENVIRONMENT = (
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "OPENBLAS_NUM_THREADS",
-    "PATH",
-    "SYSTEMROOT",
-    "TEMP",
-    "TMP",
-    "TMPDIR",
-    "TZ",
-)
 
 
 def check_infrastructure(
@@ -98,18 +79,10 @@ def _probe(
         question.write_text(
             json.dumps({"model": str(model), "rows": str(data), "task": str(declaration.task)})
         )
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-m", "evergreen.lifecycle.infrastructure_probe", question, answer],
-            env=_environment(),
-            cwd=aside,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        code, said = run(question, answer, timeout=timeout)
         if not answer.exists():
-            last = "; ".join(done.stderr.strip().splitlines()[-3:])
-            raise subprocess.SubprocessError(f"the process ended with {done.returncode}: {last}")
+            last = "; ".join(said.strip().splitlines()[-3:])
+            raise subprocess.SubprocessError(f"the process ended with {code}: {last}")
         found: dict[str, Any] = json.loads(answer.read_text())
         return found
 
@@ -123,11 +96,6 @@ def _check_types(declaration: Declaration, model: Path) -> None:
             f"the logged model asks for {', '.join(sorted(asked)) or 'a format that is not skops'}, "
             "which nobody has reviewed; see training.trusted_types"
         )
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return {**QUIET, **kept, "PYTHONPATH": str(Path(evergreen.__file__).parents[1])}
 
 
 def _report(trained: TrainedModel, found: dict[str, Any]) -> InfrastructureReport:

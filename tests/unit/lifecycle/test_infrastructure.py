@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from evergreen.declaration import Declaration
-from evergreen.lifecycle import infrastructure_probe
+from evergreen.lifecycle import infrastructure_probe, infrastructure_process
 from evergreen.lifecycle.contracts import FeatureSet, TrainedModel
 from evergreen.lifecycle.infrastructure import check_infrastructure
 from evergreen.lifecycle.training import train
@@ -43,6 +43,12 @@ def _trained(
     return declaration, workspace, trained, prepared[0]
 
 
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean processes are fresh interpreters."""
+    monkeypatch.delenv(infrastructure_process.ADDRESS)
+
+
 @pytest.mark.parametrize(
     ("task", "estimator"),
     [
@@ -52,7 +58,7 @@ def _trained(
     ],
 )
 def test_a_good_model_is_the_same_in_a_clean_process(
-    task: str, estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, estimator: str, tmp_path: Path, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_OF_THE_TRAINER", "1")
     found = check_infrastructure(*_trained(tmp_path, task, estimator))
@@ -66,6 +72,19 @@ def test_a_good_model_is_the_same_in_a_clean_process(
     assert 50 < found.memory_mb < 2_000
     assert check_infrastructure(*_trained(tmp_path, task, estimator)) == found
     assert "signature matches: True" in "\n".join(found.describe())
+
+
+def test_a_forked_process_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _trained(tmp_path, "binary", "sklearn.linear_model.LogisticRegression")
+    forked = check_infrastructure(*made)
+    for noted in (tmp_path / "store").glob("documents/infrastructure-of/*"):
+        noted.unlink()
+    monkeypatch.delenv(infrastructure_process.ADDRESS)
+    fresh = check_infrastructure(*made)
+    measured = {"latency_ms", "memory_mb", "load_seconds"}
+    assert forked.same_predictions
+    assert forked.model_dump(exclude=measured) == fresh.model_dump(exclude=measured)
+    assert forked.memory_mb == pytest.approx(fresh.memory_mb, rel=0.15)
 
 
 def test_other_predictions_are_noticed(tmp_path: Path) -> None:
