@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +151,8 @@ class Store:
                 final = Path(target.path)
                 final.parent.mkdir(parents=True, exist_ok=True)
                 _sweep(final)
-                aside = final.with_name(f".{final.name}.aside-{os.getpid()}")
+                writer = f"{threading.get_ident()}-{os.getpid()}"
+                aside = final.with_name(f".{final.name}.aside-{writer}")
                 try:
                     produce(aside)
                     aside.replace(final)

@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -64,9 +66,22 @@ def test_what_a_killed_writer_left_is_swept(store: Store, tmp_path: Path) -> Non
     os.waitpid(child, 0)
     folder = tmp_path / "store" / "reports"
     folder.mkdir(parents=True)
-    (folder / f".a.html.aside-{child}").write_bytes(b"half")
+    (folder / f".a.html.aside-1-{child}").write_bytes(b"half")
     store.put_bytes("reports/a.html", b"whole")
     assert [path.name for path in folder.iterdir()] == ["a.html"]
+
+
+def test_threads_that_write_the_same_do_not_take_it_from_each_other(store: Store) -> None:
+    both = threading.Barrier(2)
+
+    def produce(path: Path) -> None:
+        path.write_bytes(b"whole")
+        both.wait(30)  # each has written and none has moved what it wrote
+
+    with ThreadPoolExecutor(2) as threads:
+        written = [threads.submit(store.write, "reports/a.html", produce) for _ in range(2)]
+    assert {it.result() for it in written} == {store.uri("reports/a.html")}
+    assert store.read_bytes("reports/a.html") == b"whole"
 
 
 def test_tables_come_back_as_they_were(store: Store) -> None:
