@@ -85,21 +85,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-#: Files that stand on one thing, which takes minutes to make: they run in one process. So do those
-#: of a folder that share an Airflow.
-TOGETHER = {"tests/integration/test_pages.py": "tests/integration/test_demo.py"}
-FOLDER = "tests/integration/together/"
+#: Files that run in one process, one after the other: some stand on one thing, which takes minutes
+#: to make; and an Airflow works as long as it runs, so the fewer at once, the less is in the way.
+LANES = {
+    "topology": ("test_faults.py", "test_topology.py"),
+    "standalone": (
+        *("test_demo.py", "test_pages.py", "together/", "test_bake.py", "test_bundles.py"),
+        *("test_connections.py", "test_many_models.py", "test_standalone.py"),
+    ),
+}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """``--dist loadfile``, but for what belongs together."""
+    """``--dist loadfile``, but for what is in a lane."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return FOLDER if file.startswith(FOLDER) else TOGETHER.get(file, file)
+            within = file.removeprefix("tests/integration/")
+            return next((lane for lane, of in LANES.items() if within.startswith(of)), file)
 
     return Scheduling(config, log)
 

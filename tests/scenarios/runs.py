@@ -40,7 +40,7 @@ class Run:
 
 def run_dag(folder: Path, dag_id: str, kind: str, conf: Mapping[str, Any], home: Path) -> Run:
     """Run a DAG of ``folder`` as a run of type ``kind``; retries come without their delay."""
-    with _deployed(folder, home), _created(kind), _task_logs() as logs:
+    with _deployed(folder, dag_id, home), _created(kind), _task_logs() as logs:
         run = _dag(folder, dag_id).test(logical_date=None, run_conf=dict(conf))
     tasks = run.get_task_instances()
     return Run(
@@ -58,7 +58,7 @@ def begin(folder: Path, dag_id: str, home: Path) -> str:
         created.append(run.run_id)
         raise _BegunError
 
-    with suppress(_BegunError), _deployed(folder, home), _created("asset_triggered", stop):
+    with suppress(_BegunError), _deployed(folder, dag_id, home), _created("asset_triggered", stop):
         # With a date: `DAG.test` deletes an undated run of the DAG before it makes another one.
         _dag(folder, dag_id).test(logical_date=datetime(2000, 1, 1, tzinfo=UTC))
     return created[0]
@@ -81,8 +81,14 @@ def _dag(folder: Path, dag_id: str) -> DAG:
 
 
 @contextmanager
-def _deployed(folder: Path, home: Path) -> Iterator[None]:
-    """Airflow's only bundle is ``folder``; its metadata is made once a session."""
+def _deployed(folder: Path, dag_id: str, home: Path) -> Iterator[None]:
+    """Airflow's only bundle is ``folder``; its metadata is made once a session.
+
+    `DAG.test` reads and saves all of a bundle's DAGs; those of other files than the DAG's stay out.
+    """
+    file = f"dags/{dag_id.rpartition('.')[2]}.py"
+    if (folder / file).exists():
+        (folder / ".airflowignore").write_text(f"dags/*\n!{file}\n")
     bundle = {
         "name": BUNDLE,
         "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
