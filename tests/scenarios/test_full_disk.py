@@ -68,7 +68,7 @@ def _retrain(project: Project, get: Callable[..., Any], at: datetime | None) -> 
 
     dag_id = f"{project.name}.retrain"
     with (
-        _deployed(project.folder / "dags", project.home),
+        _deployed(project.folder / "dags", dag_id, project.home),
         patch.object(dagrun, "get_or_create_dagrun", get),
         _task_logs() as logs,
     ):
