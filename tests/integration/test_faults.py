@@ -39,7 +39,7 @@ AWAY = 60.0
 #: Seconds that a retrain may take: an outage, the pauses between tries, a worker's lost heartbeat.
 LIMIT = 420.0
 #: Seconds that all may take together.
-ALL = 2000.0
+ALL = 1500.0
 CALM = "model_calm"
 LEFT_OUT = ("ingest", "score", "monitor", "drill")
 #: Seconds since 1970 at which every file is said to have landed.

@@ -21,7 +21,6 @@ UNIT = Path(__file__).parent
 TOGETHER = {
     "lifecycle": {
         "categoryprofiles": "test_distances",
-        "answering_rules": "test_baking",
         "asking": "test_servers",
         "bakestate": "test_baking",
         "columns": "test_features",

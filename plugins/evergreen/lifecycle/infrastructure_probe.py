@@ -1,7 +1,7 @@
 """The clean process: load a model as a server would, answer, measure, write down.
 
 ``python -m evergreen.lifecycle.infrastructure_probe in.json out.json``, or forked by
-`evergreen.lifecycle.infrastructure_forks`.
+`evergreen.lifecycle.infrastructure_process`.
 """
 
 from __future__ import annotations

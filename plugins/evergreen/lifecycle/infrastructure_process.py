@@ -1,6 +1,6 @@
 """Clean processes for the infrastructure check: forked where that is possible, else fresh.
 
-A fresh interpreter takes two to three seconds of CPU to import what a model needs, at every check.
+A fresh interpreter takes seconds of CPU to import what a model needs, at every check.
 So a warm worker starts, in a clean environment, one process that imports it once, at the first
 check, and forks a process for each: nothing of a trainer's, nor of another check's, is in it. Tasks
 find it by ``EVERGREEN_INFRASTRUCTURE_FORKS``. Decision 29.
@@ -123,6 +123,7 @@ def _run_forked(address: str, question: Path, answer: Path, timeout: float) -> t
     :raises ConnectionError: when there is nobody who forks.
     """
     said = answer.with_suffix(".said")
+    said.touch()  # a process that is killed at once has said nothing
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
         try:
@@ -180,7 +181,7 @@ def _answer(question: Path, answer: Path, said: Path, imported_mb: float) -> Non
     """Become the clean process; never return."""
     code = 1
     try:
-        output = os.open(said, os.O_WRONLY | os.O_CREAT)
+        output = os.open(said, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(output, stream)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))

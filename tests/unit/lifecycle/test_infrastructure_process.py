@@ -58,9 +58,7 @@ def test_each_check_has_a_process_of_its_own(
     _until(lambda: not own.children())
 
 
-def test_it_is_said_what_ended_a_process(
-    own: psutil.Process, asked: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_it_is_said_what_ended_a_process(own: psutil.Process, asked: SimpleNamespace) -> None:
     asked.question.write_text("no question")
     code, said = processes.run(asked.question, asked.answer, timeout=WAIT)
     assert (code, asked.answer.exists()) == (1, False)
@@ -79,10 +77,12 @@ def test_a_process_is_killed_when_nobody_waits_for_it(
 
 def test_it_ends_with_who_started_it() -> None:
     code = (
-        "import os, time; from evergreen.lifecycle import infrastructure_process as it; it.start();"
-        "print(os.environ[it.ADDRESS], it._started[-1][0].pid, flush=True); time.sleep(600)"
+        "import os, sys; from evergreen.lifecycle import infrastructure_process as it; it.start();"
+        "print(os.environ[it.ADDRESS], it._started[-1][0].pid, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as starter:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as starter:
         assert starter.stdout is not None
         address, pid = starter.stdout.readline().split()
         forks = psutil.Process(int(pid))
@@ -96,6 +96,7 @@ def test_where_none_can_be_forked_that_is_said(
 ) -> None:
     deep = tmp_path / ("x" * 100)  # an address has room for 108 bytes
     deep.mkdir()
+    # What TMPDIR says is read once a process, which here it has been.
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     before = os.environ.get(processes.ADDRESS)
     with caplog.at_level(logging.WARNING):
