@@ -88,10 +88,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 #: Files that run in one process, one after the other: some stand on one thing, which takes minutes
 #: to make; and an Airflow works as long as it runs, so the fewer at once, the less is in the way.
 LANES = {
-    "topology": ("test_faults.py", "test_topology.py"),
+    "topology": ("composed/",),
     "standalone": (
-        *("test_demo.py", "test_pages.py", "together/", "test_bake.py", "test_bundles.py"),
-        *("test_connections.py", "test_many_models.py", "test_standalone.py"),
+        *("test_demo.py", "test_pages.py", "together/"),
+        *("test_many_models.py", "test_standalone.py"),
     ),
 }
 

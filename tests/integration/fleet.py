@@ -42,7 +42,6 @@ PLUGINS = DAGS.with_name("plugins")
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 ORIGINS = ("JFK", "EWR", "LGA", "BOS")
 MODEL: dict[str, Any] = {
-    "name": "example",
     "task": "binary_classification",
     "owner": {"team": "ops", "contact": "ops@example.com"},
     "data": {
@@ -90,28 +89,34 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Served:
-    """A project below ``folder``."""
+    """A model of a project below ``folder``."""
 
     folder: Path
+    name: str = "example"
 
     @classmethod
-    def create(cls, folder: Path, *, replicas: Sequence[str] = (), **sections: Any) -> Served:
-        """A new one. ``sections`` are merged over `MODEL`, one level deep."""
-        content = {**MODEL, "serving": {**MODEL["serving"], "replicas": list(replicas)}}
+    def create(cls, folder: Path, **sections: Any) -> Served:
+        """A new project with one model, declared as `declare` does."""
+        shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+        furnish(folder / "home")
+        served = cls(folder)
+        served.declare(**sections)
+        return served
+
+    def declare(self, **sections: Any) -> None:
+        """Declare it in a project that is there; ``sections`` are merged over `MODEL`, one level deep."""
+        content = {"name": self.name, **MODEL}
         for name, section in sections.items():
             known = content.get(name, {})
             content[name] = {**known, **section} if isinstance(section, dict) else section
-        shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-        model = folder / "include" / "models" / "example"
+        model = self.models / self.name
         model.mkdir(parents=True)
         (model / "model.yaml").write_text(yaml.safe_dump(content))
         (model / "features.py").write_text(MODULE)
-        furnish(folder / "home")
-        return cls(folder)
 
     def redeclare(self, **sections: Any) -> None:
         """Declare otherwise, one level deep: replicas, once their ports are known."""
-        file = self.models / "example" / "model.yaml"
+        file = self.models / self.name / "model.yaml"
         content = yaml.safe_load(file.read_text())
         for name, section in sections.items():
             content[name] = {**content[name], **section}
@@ -129,7 +134,7 @@ class Served:
 
     @property
     def declaration(self) -> Declaration:
-        return read_declaration(self.models / "example")
+        return read_declaration(self.models / self.name)
 
     @property
     def workspace(self) -> Workspace:
@@ -176,7 +181,7 @@ class Served:
         """Train ahead what `promote` will find trained; its verdict waits for the champion."""
         declaration, workspace = self.declaration, self.workspace
         with workspace.ledger.read() as session:
-            as_of = records.watermark(session, "example")
+            as_of = records.watermark(session, self.name)
         assert as_of is not None
         decision = preview(declaration, workspace, run_id=run_id, as_of=as_of)
         run = Foreground(declaration, workspace, decision.as_of, decision)
@@ -185,14 +190,14 @@ class Served:
     def verify(self) -> None:
         """Take the live version to have proved itself."""
         with self.workspace.ledger.write() as session:
-            live = records.champion(session, "example")
+            live = records.champion(session, self.name)
             assert live is not None
             records.add_event(session, live, "verified", {"reason": "for the test"})
 
     def events(self) -> dict[str, dict[str, Any]]:
         """What is known of the live promotion: event → detail."""
         with self.workspace.ledger.read() as session:
-            live = records.champion(session, "example")
+            live = records.champion(session, self.name)
             assert live is not None
             return records.events_of(session, live.id)
 
@@ -266,7 +271,7 @@ class Replica:
     def start(self, timeout: float = 90.0) -> Replica:
         """Start it, and wait until it says that it serves."""
         command = [
-            sys.executable, "-m", "evergreen.cli", "serve", "example", "--models",
+            sys.executable, "-m", "evergreen.cli", "serve", self.served.name, "--models",
             str(self.served.models), "--port", str(self.port), "--replica", self.name,
             "--every", "0.2",
         ]  # fmt: skip
@@ -292,7 +297,7 @@ class Replica:
     def version(self) -> dict[str, Any]:
         """What it reports of the model."""
         found: dict[str, Any] = httpx.get(f"{self.address}/version", timeout=10).json()
-        state: dict[str, Any] = found["models"]["example"]
+        state: dict[str, Any] = found["models"][self.served.name]
         return state
 
     def ask(self, body: Any, path: str = "/predict", **headers: str) -> httpx.Response:

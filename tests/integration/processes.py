@@ -144,6 +144,14 @@ class Process:
                 os.kill(pid, which)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped doesn't."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_until(
     check: Callable[[], Any], *, what: str, timeout: float, of: Sequence[Process] = ()
 ) -> None:

@@ -161,6 +161,20 @@ class Topology:
         """SIGKILL a service with all it has started, as ``docker compose kill`` would."""
         self.processes[name].kill()
 
+    def revive(self) -> None:
+        """``restart: unless-stopped``, for what ended by itself."""
+        for name, process in self.processes.items():
+            restarts = self.compose["services"][name]["restart"] == "unless-stopped"
+            if restarts and process.returncode is not None:
+                process.start()
+
+    def deploy(self, *, dags: Path, include: Path) -> None:
+        """Other DAGs and models in the place of those that are there, as by a new image."""
+        self.stop("airflow-dag-processor")
+        _copy(self.folder, dags=dags, include=include)
+        self.revive()
+        self.start("airflow-dag-processor")
+
     def healthy(self, name: str, timeout: float = 60.0) -> bool:
         """Run the service's declared health check once."""
         test = [self._here(it) for it in self.compose["services"][name]["healthcheck"]["test"]]
@@ -232,6 +246,7 @@ def topology(
     include: Path = PROJECT / "include",
     without: Sequence[str] = ("serving-1", "serving-2"),
     settings: Mapping[str, str] | None = None,
+    s3: services.S3Service | None = None,
 ) -> Iterator[Topology]:
     """All services of docker-compose.yaml, healthy inside the block and gone after it.
 
@@ -241,17 +256,16 @@ def topology(
     :param without: services that aren't started. The replicas are left out unless asked for:
         they have nothing to serve before the first promotion.
     :param settings: variables as `.env` would hold, over those of `.env.example`.
+    :param s3: a running store that is the caller's; else one is started.
     """
-    for name, source in (("dags", dags), ("include", include)):
-        hidden = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=hidden)
+    _copy(folder, dags=dags, include=include)
     for name in ("airflow/logs", "airflow/plugins", "auth", "home", "printed"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     began, password = time.monotonic(), secrets.token_hex(16)
     with ExitStack() as stack:
         postgres = stack.enter_context(services.postgres(durable=True))
         redis = stack.enter_context(services.redis(password=password))
-        s3 = stack.enter_context(services.s3())
+        s3 = s3 or stack.enter_context(services.s3())
         variables = {
             **read_variables(),
             **_places(postgres, redis, s3),
@@ -264,6 +278,13 @@ def topology(
         _run_all(it, without)
         it.seconds["all"] = time.monotonic() - began
         yield it
+
+
+def _copy(folder: Path, **sources: Path) -> None:
+    """Put folders in the place of those of the same names."""
+    for name, source in sources.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _run_all(it: Topology, without: Sequence[str]) -> None:

@@ -319,9 +319,11 @@ def discover() -> set[str]:
 def main(folder: Path) -> None:
     """Live a day to have a champion, unharmed; then live the next, repeated and killed."""
     from evergreen.executors import PRELOAD, lifecycle_modules, preload
+    from evergreen.lifecycle import infrastructure_process
 
     began = time.monotonic()
     preload([*PRELOAD, *lifecycle_modules()])
+    infrastructure_process.start()  # for the children, as a warm worker does
     dags = make_project(folder)
     there = {type(task).__name__ for dag in dags for task in dag.tasks}
     if lost := discover() - there - set(ELSEWHERE):
@@ -347,6 +349,7 @@ def main(folder: Path) -> None:
         "scores": len(capture(life.home).rows["ledger"]["scores"]),
     }
     (folder / "report.json").write_text(json.dumps(document, indent=1))
+    infrastructure_process.stop()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ class Shared:
     """What runs.
 
     :ivar folder: the project's.
+    :ivar remote: a bare Git repository, whose branch ``main`` is a bundle of DAGs too; empty.
     :ivar client: logged in as ``admin``; there is also ``vera``, an operator.
     :ivar mails: what was sent through the Connection ``mail``.
     :ivar events: OpenLineage's file, an event a line.
@@ -74,6 +76,7 @@ class Shared:
     """
 
     folder: Path
+    remote: Path
     standalone: Standalone
     client: AirflowClient
     aws: services.S3Service
@@ -86,11 +89,15 @@ class Shared:
         project = Project(self.folder, name)
         uri = f"landing/{name}/{{partition}}.parquet"
         project.declare(**{**sections, "data": {**sections.get("data", {}), "uri": uri}})
+        self.wait_for(name, *families)
+        return project
+
+    def wait_for(self, name: str, *families: str) -> None:
+        """Wait for DAGs of a model that has just been declared."""
         for family in families:  # a file that has changed is read again at once
             (self.folder / "dags" / f"{family}.py").touch()
         for family in families:
             self.client.wait_for_dag(f"{name}.{family}", 120)
-        return project
 
     def lineage(self, last: str, times: int = 1) -> list[dict[str, Any]]:
         """All events, once the task ``last`` has told so often that it ended: Airflow knows before."""
@@ -116,6 +123,49 @@ def facet(event: dict[str, Any]) -> dict[str, Any]:
     return dict(event["run"]["facets"].get("evergreen", {}))
 
 
+def git(folder: Path, *arguments: str) -> str:
+    """What Git says in a working tree, as somebody."""
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()
+
+
+def _remote(folder: Path) -> Path:
+    """A bare repository with a folder for DAGs in its first commit."""
+    first, bare = folder / "first", folder / "remote.git"
+    (first / "dags").mkdir(parents=True)
+    (first / "dags" / ".gitkeep").touch()
+    subprocess.run(["git", "init", "-q", "-b", "main", first], check=True)
+    git(first, "add", "--all")
+    git(first, "commit", "-q", "-m", "A place for DAGs")
+    subprocess.run(["git", "clone", "-q", "--bare", first, bare], check=True)
+    return bare
+
+
+def _bundles(folder: Path, remote: Path) -> dict[str, str]:
+    """Where DAGs are: in the DAGs folder, and in the repository."""
+    here = {
+        "name": "dags-folder",
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"refresh_interval": 5},
+    }
+    there = {
+        "name": "repository",
+        "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
+        "kwargs": {
+            "repo_url": str(remote),
+            "tracking_ref": "main",
+            "subdir": "dags",
+            "refresh_interval": 5,
+        },
+    }
+    return {
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([here, there]),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(folder / "bundles"),
+    }
+
+
 @contextmanager
 def share(folder: Path) -> Iterator[Shared]:
     """Start it; nothing of it is left after the block."""
@@ -139,6 +189,8 @@ def share(folder: Path) -> Iterator[Shared]:
     extra = {
         "AIRFLOW_CONN_MAIL": json.dumps(mail),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:op",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",  # no secret may be there either
         "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
         "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
         "AIRFLOW__METRICS__STATSD_ON": "True",
@@ -148,14 +200,15 @@ def share(folder: Path) -> Iterator[Shared]:
         "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
         "EVERGREEN_HOME": str(project / "home"),
     }
-    dags, home = project / "dags", folder / "airflow"
+    dags, home, remote = project / "dags", folder / "airflow", _remote(folder)
+    extra |= _bundles(folder, remote)
     try:
         with (
             services.s3() as aws,
             Standalone(home, dags=dags, plugins=PLUGINS, extra=extra | aws.environment) as airflow,
             airflow.client() as client,
         ):
-            yield Shared(project, airflow, client, aws, events, receiver, mails)
+            yield Shared(project, remote, airflow, client, aws, events, receiver, mails)
     finally:
         mail_server.stop()
         receiver.close()

@@ -25,9 +25,9 @@ from evergreen.errors import UnavailableError
 from evergreen.ledger.tables import Table
 from evergreen.lifecycle import connection
 from evergreen.lifecycle.ingestion import ingest
-from tests.integration import services
-from tests.integration.door import Door, door
-from tests.integration.topology import PROJECT, Topology, topology
+from tests.integration.composed.conftest import Composed
+from tests.integration.door import Door
+from tests.integration.topology import PROJECT, Topology
 from tests.printing import Figure
 from tests.scenarios.project import Project, month
 
@@ -102,15 +102,8 @@ class Fleet:
         deadline = time.monotonic() + limit
         while not until():
             assert time.monotonic() < deadline, self.states(model, run_id)
-            self.revive()
+            self.it.revive()
             time.sleep(0.5)  # between looks, until the deadline
-
-    def revive(self) -> None:
-        """``restart: unless-stopped``, for what ended by itself."""
-        for name, process in self.it.processes.items():
-            restarts = self.it.compose["services"][name]["restart"] == "unless-stopped"
-            if restarts and process.returncode is not None:
-                process.start()
 
     def states(self, model: str, run_id: str) -> dict[str, tuple[str, int]]:
         """Task → its state, and its tries."""
@@ -126,11 +119,13 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Fifty models, their first month registered; nothing is trained yet."""
-    folder, patch = tmp_path_factory.mktemp("fleet"), pytest.MonkeyPatch()
-    names = [CALM, *FAULTS, *(f"model_{n:02}" for n in range(FLEET - len(FAULTS) - 1))]
-    project = Project.create(folder / "project", CALM)
+    it, names = (
+        composed.it,
+        [CALM, *FAULTS, *(f"model_{n:02}" for n in range(FLEET - len(FAULTS) - 1))],
+    )
+    project = Project.create(tmp_path_factory.mktemp("fleet"), CALM)
     for name in names:
         uri = f"landing/{name}/{{partition}}.parquet"
         data = {**SMALL["data"], "uri": uri}
@@ -138,26 +133,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     shutil.copytree(PROJECT / "include" / "feast", project.models.with_name("feast"))
     for family in LEFT_OUT:  # what starts by a clock would be one more retrain at midnight
         (project.folder / "dags" / f"{family}.py").unlink()
-    (folder / "running").mkdir()
-    with services.s3() as s3, door(s3.port, folder) as way, patch.context() as variables:
-        variables.setenv("EVERGREEN_TEST_S3_URL", way.url)
-        with topology(
-            folder / "running",
-            dags=project.folder / "dags",
-            include=project.folder / "include",
-            without=("serving-1", "serving-2"),
-        ) as it:
-            it.s3.process = s3.process  # the door is the address; what is held is the server
-            for name, value in it.environment("celery-worker").items():
-                if name.startswith(("AWS_", "EVERGREEN_", "MLFLOW_")):
-                    variables.setenv(name, value)
-            with it.airflow as airflow:
-                found = Fleet(it, way, airflow, project)
-                for name in names:
-                    found.land(name, "2024-01")
-                for name in names:
-                    airflow.wait_for_dag(f"{name}.retrain", 120)
-                yield found
+    it.deploy(dags=project.folder / "dags", include=project.folder / "include")
+    with pytest.MonkeyPatch.context() as variables, it.airflow as airflow:
+        for name, value in it.environment("celery-worker").items():
+            if name.startswith(("AWS_", "EVERGREEN_", "MLFLOW_")):
+                variables.setenv(name, value)
+        found = Fleet(it, composed.way, airflow, project)
+        for name in names:
+            found.land(name, "2024-01")
+        for name in names:
+            airflow.wait_for_dag(f"{name}.retrain", 120)
+        yield found
 
 
 def test_fifty_retrains_queued_at_once_all_finish(fleet: Fleet, figure: Figure) -> None:

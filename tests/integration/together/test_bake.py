@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
 from evergreen.ledger.tables import DrillRow
-from evergreen.standalone import Standalone
 from tests.integration.fleet import Replica, Served, free_port
+from tests.integration.together.shared import Shared
 from tests.printing import Figure
 
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(1200)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
+MODEL = "baked"
 LIMIT = 420.0
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def served(shared: Shared) -> Served:
     """Two days have landed, and version 1 is live and verified; its replica is declared."""
-    served = Served.create(
-        tmp_path_factory.mktemp("bake") / "project",
-        bake={"watch": "15s", "every": "3s", "requests": 5},
-    )
+    served = Served(shared.folder, MODEL)
+    served.declare(bake={"watch": "15s", "every": "3s", "requests": 5})
     for day in (1, 2):
         served.land(day)
     served.promote("first")
@@ -47,32 +43,25 @@ def replica(served: Served) -> Iterator[Replica]:
 
 
 @pytest.fixture(scope="module")
-def airflow(served: Served, replica: Replica) -> Iterator[AirflowClient]:
-    extra = {"EVERGREEN_HOME": str(served.home)}
-    home = served.folder / "airflow"
-    with (
-        Standalone(home, dags=served.folder / "dags", plugins=PLUGINS, extra=extra) as running,
-        running.client() as client,
-    ):
-        for family in ("retrain", "bake", "rollback", "drill"):
-            client.wait_for_dag(f"example.{family}", 120)
-        yield client
+def airflow(shared: Shared, served: Served, replica: Replica) -> AirflowClient:
+    shared.wait_for(MODEL, "retrain", "bake", "rollback", "drill")
+    return shared.client
 
 
 def test_a_promotion_waits_for_the_replica_and_bakes_without_a_slot(
     airflow: AirflowClient, served: Served, replica: Replica
 ) -> None:
     served.land(3)
-    airflow.trigger("example.retrain", "second", {"reason": "a new version"})
-    done = airflow.wait_for_run("example.retrain", "second", LIMIT)
+    airflow.trigger(f"{MODEL}.retrain", "second", {"reason": "a new version"})
+    done = airflow.wait_for_run(f"{MODEL}.retrain", "second", LIMIT)
     assert done["state"] == "success"
     assert replica.version()["version"] == "2"
     assert "served" in served.events()
     deadline, states = time.monotonic() + LIMIT, set()
     while "watched" not in served.events():
         assert time.monotonic() < deadline, (states, served.events())
-        for run in airflow.dag_runs("example.bake"):
-            tasks = airflow.task_instances("example.bake", run["dag_run_id"])
+        for run in airflow.dag_runs(f"{MODEL}.bake"):
+            tasks = airflow.task_instances(f"{MODEL}.bake", run["dag_run_id"])
             states |= {task["state"] for task in tasks if task["task_id"] == "bake"}
         assert replica.ask({"rows": [{"origin": "JFK", "distance": 7.0}]}).status_code == 200
         time.sleep(0.5)  # between requests, until the deadline
@@ -83,12 +72,12 @@ def test_a_promotion_waits_for_the_replica_and_bakes_without_a_slot(
 def test_the_form_rolls_back_to_the_last_verified_version(
     airflow: AirflowClient, served: Served, replica: Replica
 ) -> None:
-    airflow.trigger("example.rollback", "back", {"reason": "the dashboard looks odd"})
-    done = airflow.wait_for_run("example.rollback", "back", LIMIT)
+    airflow.trigger(f"{MODEL}.rollback", "back", {"reason": "the dashboard looks odd"})
+    done = airflow.wait_for_run(f"{MODEL}.rollback", "back", LIMIT)
     assert done["state"] == "success"
     assert replica.version()["version"] == "1"
     with served.workspace.ledger.read() as session:
-        live = records.champion(session, "example")
+        live = records.champion(session, MODEL)
         assert live is not None
         assert (live.kind, live.version, live.replaced) == ("rollback", "1", "2")
         assert (live.person, live.reason) == ("admin", "the dashboard looks odd")
@@ -98,11 +87,11 @@ def test_a_drill_reports_seconds_and_touches_nothing(
     airflow: AirflowClient, served: Served, replica: Replica, figure: Figure
 ) -> None:
     served.promote("third")  # so that there is a version to go back to
-    airflow.trigger("example.drill", "drill", {})
-    done = airflow.wait_for_run("example.drill", "drill", LIMIT)
+    airflow.trigger(f"{MODEL}.drill", "drill", {})
+    done = airflow.wait_for_run(f"{MODEL}.drill", "drill", LIMIT)
     with served.workspace.ledger.read() as session:
-        drilled: DrillRow = records.drills(session, "example")[0]
-        live = records.champion(session, "example")
+        drilled: DrillRow = records.drills(session, MODEL)[0]
+        live = records.champion(session, MODEL)
     assert done["state"] == "success", drilled.evidence
     assert live is not None
     assert (drilled.version, drilled.target, drilled.passed) == (live.version, "1", True)

@@ -6,25 +6,26 @@ while a commit changes the training's code.
 
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from evergreen import keeper
 from evergreen.airflow_client import AirflowClient
 from evergreen.lifecycle import connection
 from evergreen.lifecycle.modules import code_digest
-from evergreen.standalone import Standalone
+from tests.integration.together.shared import Shared, git
+from tests.integration.topology import PROJECT
 from tests.scenarios.project import Project, month
 
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(600)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
+MODEL = "committed"
+FAMILIES = ("ingest", "retrain")
 LIMIT = 240.0
 HELD = "held"
 OLD = """
@@ -41,30 +42,27 @@ def build(**parameters):
 
 @dataclass(frozen=True)
 class Repository:
-    """A project as somebody's clone, and the bare repository that Airflow reads."""
+    """A project as somebody's clone of the bare repository that Airflow reads."""
 
     project: Project
-    bare: Path
 
     @classmethod
-    def create(cls, folder: Path) -> Repository:
-        project = Project.create(
-            folder / "clone",
+    def clone(cls, shared: Shared, folder: Path) -> Repository:
+        made = cls(Project(folder, MODEL))
+        subprocess.run(["git", "clone", "-q", shared.remote, folder], check=True)
+        (folder / "home").symlink_to(shared.folder / "home")
+        (folder / ".gitignore").write_text("/home\n__pycache__/\n")
+        for family in FAMILIES:
+            shutil.copy(PROJECT / "dags" / f"{family}.py", folder / "dags")
+        made.project.declare(
+            data={"uri": f"landing/{MODEL}/{{partition}}.parquet"},
             training={"estimator": "training:build"},
             compute={"train": {"pool": HELD}},
         )
-        made = cls(project, folder / "remote.git")
-        (project.folder / ".gitignore").write_text("home/\n__pycache__/\n")
-        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", made.bare], check=True)
-        made.git("init", "-q", "-b", "main")
-        made.git("remote", "add", "origin", str(made.bare))
         return made
 
     def git(self, *arguments: str) -> str:
-        who = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
-        command = ["git", "-C", str(self.project.folder), *who, *arguments]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-        return done.stdout.strip()
+        return git(self.project.folder, *arguments)
 
     def commit(self, training: str) -> str:
         """Change the model's training, and push; the commit."""
@@ -76,38 +74,16 @@ class Repository:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    return Repository.create(tmp_path_factory.mktemp("bundles"))
+def repository(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    return Repository.clone(shared, tmp_path_factory.mktemp("bundles") / "clone")
 
 
 @pytest.fixture(scope="module")
-def airflow(repository: Repository) -> Iterator[AirflowClient]:
+def airflow(shared: Shared, repository: Repository) -> AirflowClient:
     repository.commit(OLD)
-    bundle = {
-        "name": "evergreen",
-        "classpath": "airflow.providers.git.bundles.git.GitDagBundle",
-        "kwargs": {
-            "repo_url": str(repository.bare),
-            "tracking_ref": "main",
-            "subdir": "dags",
-            "refresh_interval": 1,
-        },
-    }
-    folder = repository.bare.parent
-    extra = {
-        "EVERGREEN_HOME": str(repository.project.home),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
-        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(folder / "bundles"),
-    }
-    empty = folder / "no-dags-here"
-    empty.mkdir()
-    with (
-        Standalone(folder / "airflow", dags=empty, plugins=PLUGINS, extra=extra) as running,
-        running.client() as client,
-    ):
-        for family in ("ingest", "retrain"):
-            client.wait_for_dag(f"example.{family}", 120)
-        yield client
+    for family in FAMILIES:
+        shared.client.wait_for_dag(f"{MODEL}.{family}", 120)
+    return shared.client
 
 
 def wait(until: Callable[[], bool], what: str) -> None:
@@ -127,7 +103,7 @@ def slots(client: AirflowClient, number: int) -> None:
 
 
 def state(client: AirflowClient, run_id: str, task_id: str) -> str:
-    tasks = client.task_instances("example.retrain", run_id)
+    tasks = client.task_instances(f"{MODEL}.retrain", run_id)
     return next(str(task["state"]) for task in tasks if task["task_id"] == task_id)
 
 
@@ -138,22 +114,22 @@ def test_a_run_ends_on_the_commit_it_started_on(
     digest = code_digest(project.declaration)
     slots(airflow, 0)
     project.land(m2024_01=month("2024-01"))
-    airflow.trigger("example.ingest", "land")
-    assert airflow.wait_for_run("example.ingest", "land", LIMIT)["state"] == "success"
-    airflow.trigger("example.retrain", "first", {"reason": "before the commit"})
+    airflow.trigger(f"{MODEL}.ingest", "land")
+    assert airflow.wait_for_run(f"{MODEL}.ingest", "land", LIMIT)["state"] == "success"
+    airflow.trigger(f"{MODEL}.retrain", "first", {"reason": "before the commit"})
     wait(lambda: state(airflow, "first", "build_features") == "success", "the features")
 
     new = repository.commit(NEW)
-    found = "/dags/example.retrain"
+    found = f"/dags/{MODEL}.retrain"
     wait(lambda: airflow._get(found)["bundle_version"] == new, "the commit is read")
     assert state(airflow, "first", "train") in {"None", "scheduled"}
     slots(airflow, 4)
-    first = airflow.wait_for_run("example.retrain", "first", LIMIT)
-    assert first["state"] == "success", airflow.log("example.retrain", "first", "train")
+    first = airflow.wait_for_run(f"{MODEL}.retrain", "first", LIMIT)
+    assert first["state"] == "success", airflow.log(f"{MODEL}.retrain", "first", "train")
     assert first["bundle_version"] == old
 
     with connection.session(project.workspace) as mlflow:
-        (version,) = mlflow.search_model_versions("name = 'example'")
+        (version,) = mlflow.search_model_versions(f"name = '{MODEL}'")
         tags = mlflow.get_run(version.run_id).data.tags
     assert tags["evergreen.bundle_version"] == old
     assert tags["evergreen.code_digest"] == digest
@@ -161,9 +137,9 @@ def test_a_run_ends_on_the_commit_it_started_on(
         "evergreen.bundle_version": old, "evergreen.code_digest": digest,
     }.items()  # fmt: skip
 
-    airflow.trigger("example.retrain", "second", {"reason": "after the commit"})
-    second = airflow.wait_for_run("example.retrain", "second", LIMIT)
+    airflow.trigger(f"{MODEL}.retrain", "second", {"reason": "after the commit"})
+    second = airflow.wait_for_run(f"{MODEL}.retrain", "second", LIMIT)
     assert second["bundle_version"] == new
     assert "this is the code of the second commit" in airflow.log(
-        "example.retrain", "second", "train"
+        f"{MODEL}.retrain", "second", "train"
     )

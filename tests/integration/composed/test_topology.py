@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,8 +27,10 @@ from evergreen.ledger.tables import Table
 from evergreen.rehearsal import Rehearsal
 from evergreen.replay import Replay, Row
 from evergreen.workspace import Workspace
+from tests.integration.composed.conftest import Composed
+from tests.integration.processes import alive
 from tests.integration.test_standalone import DAG as VENDORS
-from tests.integration.topology import PROJECT, Topology, topology
+from tests.integration.topology import PROJECT, Topology
 from tests.policies import MODEL, datasets, declared
 
 pytestmark = [pytest.mark.minutes(6), pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -72,8 +74,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
-    """The topology; nothing of it may be left afterwards."""
+def running(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Topology:
+    """The topology with the flight model."""
     dags = tmp_path_factory.mktemp("project") / "dags"
     shutil.copytree(PROJECT / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     (dags / "vendors.py").write_text(VENDORS)
@@ -81,21 +83,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
     score = (dags / "score.py").read_text()
     assert '"@daily"' in score
     (dags / "score.py").write_text(score.replace('"@daily"', '"@yearly"'))
-    with topology(tmp_path_factory.mktemp("topology"), dags=dags) as it:
-        yield it
-        pids = set().union(*(process.pids for process in it.processes.values()))
-    assert len(pids) > 8
-    deadline = time.monotonic() + 10
-    while left := [pid for pid in pids if _alive(pid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)  # between looks, until the deadline
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    composed.it.deploy(dags=dags, include=PROJECT / "include")
+    return composed.it
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +135,9 @@ def rows_of(workspace: Workspace, table: type[Table], *columns: str) -> list[dic
     import sqlalchemy as sa
 
     with workspace.ledger.read() as session:
-        found = session.scalars(sa.select(table).order_by(table.id)).all()
+        found = session.scalars(
+            sa.select(table).filter_by(model="flight_delay").order_by(table.id)
+        ).all()
         return [{name: getattr(row, name) for name in columns} for row in found]
 
 
@@ -256,7 +247,7 @@ def test_a_killed_worker_is_started_again(replayed: Year) -> None:
     it = replayed.it
     before = it.processes["celery-worker"].pids
     it.kill("celery-worker")
-    assert not any(_alive(pid) for pid in before)
+    assert not any(alive(pid) for pid in before)
     it.start("celery-worker")
     with it.airflow as airflow:
         airflow.trigger("flight_delay.ingest", "after")

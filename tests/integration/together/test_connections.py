@@ -23,18 +23,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from evergreen import keeper
 from evergreen.airflow_client import TokenAuth
 from evergreen.provider_info import get_provider_info
 from evergreen.serving.security import Guard
-from evergreen.standalone import HOST, USER, Standalone, free_port
+from evergreen.standalone import HOST, USER, free_port
 from tests.integration.processes import Process, wait_until
-from tests.integration.services import PostgresService, S3Service, postgres, s3
+from tests.integration.services import PostgresService, postgres
+from tests.integration.together.shared import Shared
 from tests.replicas import said
 
 pytestmark = [pytest.mark.integration, pytest.mark.minutes(2)]
 
-PLUGINS = Path(keeper.__file__).parents[1]
+BUCKET = "connections"
 KEY = "pl@nted/replicas' key"
 WRONG = "pl@nted/wr0ng#%"  # in every Connection that fails
 PLANTED = ("pl@nted", quote("pl@nted"))
@@ -76,10 +76,9 @@ with DAG("use", schedule=None):
 class Deployment:
     """An Airflow, and what its Connections lead to."""
 
-    airflow: Standalone
+    shared: Shared
     http: httpx.Client
     database: str
-    bucket: S3Service
     mlflow: str
     replica: str
 
@@ -96,7 +95,7 @@ class Deployment:
                 "extra": json.dumps({"sslmode": "disable"}),
             },
             "evergreen_store": {
-                "host": f"s3://{'artifacts' if good else 'nowhere'}/evergreen",
+                "host": f"s3://{BUCKET if good else 'nowhere'}/evergreen",
                 "extra": json.dumps({"aws_conn_id": "stores_aws" if good else "bad_aws"}),
             },
             "evergreen_mlflow": {
@@ -109,11 +108,12 @@ class Deployment:
         return {"connection_id": f"try_{kind}", "conn_type": kind, **right}
 
     def aws(self, conn_id: str, *, secret: str) -> dict[str, Any]:
-        extra = {"endpoint_url": self.bucket.endpoint, "region_name": "eu-central-1"}
+        bucket = self.shared.aws
+        extra = {"endpoint_url": bucket.endpoint, "region_name": "eu-central-1"}
         return {
             "connection_id": conn_id,
             "conn_type": "aws",
-            "login": self.bucket.keys["AWS_ACCESS_KEY_ID"],
+            "login": bucket.keys["AWS_ACCESS_KEY_ID"],
             "password": secret,
             "extra": json.dumps(extra),
         }
@@ -178,33 +178,20 @@ def answers(address: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("connections")
-    (folder / "dags").mkdir()
-    (folder / "dags" / "use.py").write_text(textwrap.dedent(DAG))
+def deployment(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    (shared.folder / "dags" / "use.py").write_text(textwrap.dedent(DAG))
+    bucket, airflow = shared.aws, shared.standalone
+    bucket.create(BUCKET)
     with ExitStack() as stack:
         database: PostgresService = stack.enter_context(postgres())
-        bucket = stack.enter_context(s3())
-        bucket.create("artifacts")
         replica = stack.enter_context(guarded(KEY))
-        tracked, starting = stack.enter_context(mlflow(folder))
-        airflow = stack.enter_context(
-            Standalone(
-                folder / "airflow",
-                dags=folder / "dags",
-                plugins=PLUGINS,
-                extra={
-                    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-                    "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
-                },
-            )
-        )
+        tracked, starting = stack.enter_context(mlflow(tmp_path_factory.mktemp("mlflow")))
         wait_until(lambda: answers(tracked), what="MLflow answers", timeout=90, of=[starting])
         auth = TokenAuth(airflow.url, USER, airflow.password)
         http = stack.enter_context(
             httpx.Client(base_url=f"{airflow.url}/api/v2", auth=auth, trust_env=False, timeout=60)
         )
-        found = Deployment(airflow, http, database.create("ledger"), bucket, tracked, replica)
+        found = Deployment(shared, http, database.create("ledger"), tracked, replica)
         secret = bucket.keys["AWS_SECRET_ACCESS_KEY"]
         for body in (found.aws("stores_aws", secret=secret), found.aws("bad_aws", secret=WRONG)):
             http.post("connections", json=body).raise_for_status()
@@ -218,7 +205,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     "kind", [it["connection-type"] for it in get_provider_info()["connection-types"]]
 )
 def test_the_form_is_shown(kind: str, deployment: Deployment) -> None:
-    ui = f"{deployment.airflow.url}/ui/connections/hook_meta"
+    ui = f"{deployment.shared.standalone.url}/ui/connections/hook_meta"
     shown = deployment.http.get(ui).raise_for_status().json()
     (meta,) = [it for it in shown if it["connection_type"] == kind]
     (declared,) = [
@@ -238,7 +225,7 @@ def test_the_form_is_shown(kind: str, deployment: Deployment) -> None:
     ("kind", "works", "fails"),
     [
         ("evergreen_ledger", "no tables yet", "password authentication failed"),
-        ("evergreen_store", "Wrote, read and deleted s3://artifacts/evergreen/probe-", "nowhere"),
+        ("evergreen_store", f"Wrote, read and deleted s3://{BUCKET}/evergreen/probe-", "nowhere"),
         ("evergreen_mlflow", "is well and lets us read", "ConnectError"),
         ("evergreen_serving", "takes the key and serves example version 7", "refuses this key"),
     ],
@@ -257,7 +244,7 @@ def test_test_asks(kind: str, works: str, fails: str, deployment: Deployment) ->
 
 
 def test_nothing_is_left_by_testing(deployment: Deployment) -> None:
-    listed = deployment.bucket.client().list_objects_v2(Bucket="artifacts")
+    listed = deployment.shared.aws.client().list_objects_v2(Bucket=BUCKET)
     assert listed["KeyCount"] == 0
 
 
@@ -279,11 +266,11 @@ def test_a_task_shows_no_secret(deployment: Deployment) -> None:
         body = deployment.connection(f"evergreen_{kind}", good=False)
         body["connection_id"] = f"bad_{module}"
         deployment.http.post("connections", json=body).raise_for_status()
-    with deployment.airflow.client() as client:
-        client.wait_for_dag("use", 60)
-        client.trigger("use", "one")
-        run = client.wait_for_run("use", "one", 120)
-        log = client.log("use", "one", "use")
+    client = deployment.shared.client
+    client.wait_for_dag("use", 60)
+    client.trigger("use", "one")
+    run = client.wait_for_run("use", "one", 120)
+    log = client.log("use", "one", "use")
     assert run["state"] == "success", log
     values = {}
     entries = "dags/use/dagRuns/one/taskInstances/use/xcomEntries"
@@ -292,7 +279,7 @@ def test_a_task_shows_no_secret(deployment: Deployment) -> None:
         values[entry["key"]] = found["value"]
     assert {"LedgerHook", "StoreHook", "MlflowHook", "ServingHook", "return_value"} <= set(values)
     assert "a careless line" in log
-    written = [path for path in deployment.airflow.home.rglob("*") if path.suffix == ".log"]
+    written = list(deployment.shared.standalone.home.rglob("*.log"))
     assert len(written) > 1
     for text in (log, json.dumps(values), *map(_without_careless_lines, written)):
         for secret in PLANTED:
