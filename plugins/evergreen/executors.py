@@ -129,11 +129,21 @@ def preload(modules: Iterable[str]) -> dict[str, str]:
         warnings.filterwarnings("ignore", "The `airflow")
         for name in modules:
             try:
-                import_module(name)
+                _import(name)
             except Exception as error:  # noqa: BLE001 (a vendor may fail at import in any way)
                 skipped[name] = f"{type(error).__name__}: {error}"
                 log.warning("Not preloaded: %s (%s)", name, skipped[name])
     return skipped
+
+
+def _import(name: str) -> None:
+    """Import a module; Feast the quick way."""
+    if name == "feast":
+        from evergreen.lifecycle.feast_import import import_feast
+
+        import_feast()
+    else:
+        import_module(name)
 
 
 def warm_up(modules: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.declaration import FILE_NAME, Declaration
 from evergreen.lifecycle.columns import kind_of_type
 from evergreen.lifecycle.definitions import OWN_ROW, TIMESTAMP, Definitions, check_names, refusal
+from evergreen.lifecycle.feast_import import import_feast
 from evergreen.lifecycle.modules import load_module, module_digest
 from evergreen.lifecycle.rows import MAIN, required_columns, time_columns
 from evergreen.store import digest_of
@@ -46,6 +47,7 @@ def lookback(declaration: Declaration) -> timedelta:
 
 
 def _declared(declaration: Declaration, section: Features) -> Definitions:
+    import_feast()
     from feast import Entity, FeatureService, FeatureView
 
     module = load_module(declaration, section.module)
@@ -81,6 +83,7 @@ def _declared(declaration: Declaration, section: Features) -> Definitions:
 
 def _default(declaration: Declaration, columns: Mapping[str, str]) -> Definitions:
     """One view over the model's own table, in which each row answers exactly its own question."""
+    import_feast()
     from feast import Entity, FeatureService, FeatureView, Field, FileSource
     from feast.types import Float64, String
     from feast.value_type import ValueType
