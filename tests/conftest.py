@@ -90,8 +90,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 LANES = {
     "topology": ("composed/",),
     "standalone": (
-        *("test_demo.py", "test_pages.py", "together/"),
-        *("test_many_models.py", "test_standalone.py"),
+        *("test_demo.py", "test_pages.py", "together/", "test_many_models.py"),
+        "test_standalone.py",
     ),
 }
 
@@ -112,4 +112,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest first: of two processes none shall wait for the other at the end."""
-    items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("minutes")))
+    longest: dict[Path, float] = {}
+    for item in items:
+        minutes = sum(mark.args[0] for mark in item.iter_markers("minutes"))
+        longest[_place(item)] = max(minutes, longest.get(_place(item), 0.0))
+    items.sort(key=lambda item: -longest[_place(item)])
+
+
+def _place(item: pytest.Item) -> Path:
+    """Its file; or its folder, whose files share what ends with the last of them."""
+    folder = item.path.parent
+    return folder if folder.name in {"composed", "together"} else item.path
