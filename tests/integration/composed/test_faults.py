@@ -121,10 +121,8 @@ class Fleet:
 @pytest.fixture(scope="module")
 def fleet(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Fifty models, their first month registered; nothing is trained yet."""
-    it, names = (
-        composed.it,
-        [CALM, *FAULTS, *(f"model_{n:02}" for n in range(FLEET - len(FAULTS) - 1))],
-    )
+    it = composed.it
+    names = [CALM, *FAULTS, *(f"model_{n:02}" for n in range(FLEET - len(FAULTS) - 1))]
     project = Project.create(tmp_path_factory.mktemp("fleet"), CALM)
     for name in names:
         uri = f"landing/{name}/{{partition}}.parquet"
