@@ -89,10 +89,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 #: to make; and an Airflow works as long as it runs, so the fewer at once, the less is in the way.
 LANES = {
     "topology": ("composed/",),
-    "standalone": (
-        *("test_demo.py", "test_pages.py", "together/", "test_many_models.py"),
-        "test_standalone.py",
-    ),
+    "standalone": ("test_demo.py", "test_pages.py", "together/"),
 }
 
 

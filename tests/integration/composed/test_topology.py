@@ -275,10 +275,12 @@ def test_no_secret_is_in_a_log_or_a_list_of_processes(replayed: Year) -> None:
         assert not [place for place, text in written.items() if secret in text], name
 
 
-def test_a_replica_answers_with_what_is_live(replayed: Year) -> None:
+@pytest.mark.parametrize("replica", ["serving-1", "serving-2"])
+def test_a_replica_answers_with_what_is_live(replayed: Year, replica: str) -> None:
     it = replayed.it
-    it.start("serving-1")
-    address = f"http://127.0.0.1:{it.variables['SERVING_1_PORT']}"
+    it.start(replica)
+    port = it.variables[f"{replica.upper().replace('-', '_')}_PORT"]
+    address = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
         assert client.get("/version").status_code == 401
         key = {"X-API-Key": it.variables["SERVING_API_KEY"]}
@@ -288,7 +290,7 @@ def test_a_replica_answers_with_what_is_live(replayed: Year) -> None:
         live = records.champion(session, "flight_delay")
     assert live is not None
     assert found["version"] == live.version
-    it.stop("serving-1")
+    it.stop(replica)
 
 
 def test_dags_parse_without_an_error(running: Topology) -> None:
