@@ -87,10 +87,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 #: Files that run in one process, one after the other: some stand on one thing, which takes minutes
 #: to make; and an Airflow works as long as it runs, so the fewer at once, the less is in the way.
-LANES = {
-    "topology": ("composed/",),
-    "standalone": ("test_demo.py", "test_pages.py", "together/"),
-}
+LANES = {"topology": ("composed/",), "standalone": ("test_demo.py", "test_pages.py", "together/")}
 
 
 @pytest.hookimpl(optionalhook=True)
