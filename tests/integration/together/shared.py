@@ -190,7 +190,6 @@ def share(folder: Path) -> Iterator[Shared]:
         "AIRFLOW_CONN_MAIL": json.dumps(mail),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:op",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # who changes a file touches it
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",  # no secret may be there either
         "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
         "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
