@@ -83,6 +83,32 @@ def running(**answers: Answer | Callable[[Any], None]) -> Iterator[Replica]:
         thread.join(5)
 
 
+@contextmanager
+def guarded(key: str | None) -> Iterator[str]:
+    """A replica's own guard before such an answer: its address."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    from evergreen.serving.security import Guard
+
+    async def version(request: Request) -> JSONResponse:
+        return JSONResponse(said("7"))
+
+    inner = Starlette(routes=[Route("/version", version)])
+    server = uvicorn.Server(uvicorn.Config(Guard(inner, key), lifespan="off", log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # who asks before it runs waits
+        thread = Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
 def nobody() -> str:
     """An address that nobody listens at."""
     with socket.socket() as free:

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -332,6 +333,17 @@ class Replica:
             raise AssertionError(
                 f"{self.name} didn't end: {self.log.read_text()[-3000:]}"
             ) from None
+
+
+@contextmanager
+def declared_replica(served: Served) -> Iterator[Replica]:
+    """A replica that serves a model, and that its declaration names."""
+    replica = Replica(served, free_port(), "one").start()
+    served.redeclare(serving={"replicas": [replica.address]})
+    try:
+        yield replica
+    finally:
+        replica.stop()
 
 
 @dataclass

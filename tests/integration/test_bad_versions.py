@@ -26,7 +26,7 @@ from evergreen.lifecycle.servedlog import read_served
 from evergreen.operators.promotion import PromoteModelOperator
 from evergreen.operators.rollback import RollbackModelOperator
 from evergreen.serving.online import OnlineFeatures
-from tests.integration.fleet import Replica, Served, free_port
+from tests.integration.fleet import Replica, Served, declared_replica, free_port
 
 pytestmark = [pytest.mark.minutes(3), pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -87,12 +87,8 @@ def served(template: Served, tmp_path: Path) -> Served:
 
 @pytest.fixture
 def replica(served: Served) -> Iterator[Replica]:
-    replica = Replica(served, free_port(), "one").start()
-    served.redeclare(serving={"replicas": [replica.address]})
-    try:
+    with declared_replica(served) as replica:
         yield replica
-    finally:
-        replica.stop()
 
 
 def ask(replica: Replica, times: int, *, distance: float | None) -> list[int]:

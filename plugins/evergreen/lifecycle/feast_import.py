@@ -21,7 +21,9 @@ def import_feast() -> None:
     import typeguard
 
     check = typeguard.typechecked
-    typeguard.typechecked = _unchecked  # type: ignore[assignment]  # Feast decorates classes, no more
+    # Feast takes the decorator from here, and there is no setting to turn it off; put back below. Its
+    # types are those of the one use that Feast makes of it: on a class, without arguments.
+    typeguard.typechecked = _unchecked  # type: ignore[assignment]
     try:
         import feast
     finally:

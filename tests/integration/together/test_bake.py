@@ -10,7 +10,7 @@ import pytest
 from evergreen.airflow_client import AirflowClient
 from evergreen.ledger import records
 from evergreen.ledger.tables import DrillRow
-from tests.integration.fleet import Replica, Served, free_port
+from tests.integration.fleet import Replica, Served, declared_replica
 from tests.integration.together.shared import Shared
 from tests.printing import Figure
 
@@ -34,12 +34,8 @@ def served(shared: Shared) -> Served:
 
 @pytest.fixture(scope="module")
 def replica(served: Served) -> Iterator[Replica]:
-    replica = Replica(served, free_port(), "one").start()
-    served.redeclare(serving={"replicas": [replica.address]})
-    try:
+    with declared_replica(served) as replica:
         yield replica
-    finally:
-        replica.stop()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,20 +16,14 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from evergreen.airflow_client import TokenAuth
 from evergreen.provider_info import get_provider_info
-from evergreen.serving.security import Guard
 from evergreen.standalone import HOST, USER, free_port
 from tests.integration.processes import Process, wait_until
 from tests.integration.services import PostgresService, postgres
 from tests.integration.together.shared import Shared
-from tests.replicas import said
+from tests.replicas import guarded
 
 pytestmark = [pytest.mark.integration, pytest.mark.minutes(2)]
 
@@ -122,27 +115,6 @@ class Deployment:
         """Press "Test"."""
         answer = self.http.post("connections/test", json=body).raise_for_status().json()
         return answer["status"], answer["message"]
-
-
-@contextmanager
-def guarded(key: str) -> Iterator[str]:
-    """A replica's guard before an answer like a replica's."""
-
-    async def version(request: Request) -> JSONResponse:
-        return JSONResponse(said("7"))
-
-    port = free_port()
-    inner = Starlette(routes=[Route("/version", version)])
-    config = uvicorn.Config(Guard(inner, key), port=port, lifespan="off", log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started, what="the replica listens", timeout=10)
-    try:
-        yield f"http://{HOST}:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @contextmanager

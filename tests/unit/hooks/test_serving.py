@@ -2,50 +2,17 @@
 
 import json
 import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from evergreen.errors import DeclarationError
 from evergreen.hooks.serving import ServingHook
 from evergreen.lifecycle import asking
-from evergreen.serving.security import Guard
 from evergreen.standalone import free_port
-from tests.replicas import said
+from tests.replicas import guarded
 
 KEY = "planted/key"
-
-
-@contextmanager
-def guarded(key: str | None) -> Iterator[str]:
-    """A replica's guard before an answer like a replica's."""
-
-    async def version(request: Request) -> JSONResponse:
-        return JSONResponse(said("7"))
-
-    port = free_port()
-    inner = Starlette(routes=[Route("/version", version)])
-    config = uvicorn.Config(Guard(inner, key), port=port, lifespan="off", log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)  # until it listens, for 10 s
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 def hook(monkeypatch: pytest.MonkeyPatch, host: str = "", password: str = KEY) -> ServingHook:
