@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 POLL = 0.5  # seconds between looks: each is work for Airflow
+FAMILIES = ("ingest", "score", "monitor", "retrain")
+PARSED = 120.0  # seconds until Airflow knows the model's DAGs
 
 
 class ReplayError(EvergreenError):
@@ -111,7 +113,18 @@ class Replay:
         }
 
     def run(self) -> Iterator[Row]:
-        """Land, wait and report, partition by partition, oldest first."""
+        """Land, wait and report, partition by partition, oldest first.
+
+        Nothing lands before Airflow knows all DAGs of the model: an event that comes before the DAG
+        that waits for it starts nothing.
+
+        :raises AirflowError: when one of them isn't there in time.
+        :raises ReplayError: when a run failed, or a partition isn't settled in time.
+        """
+        for family in FAMILIES:
+            self.airflow.wait_for_dag(
+                f"{self.declaration.name}.{family}", min(self.timeout, PARSED)
+            )
         for key, frames in self.cuts.items():
             started = time.monotonic()
             self._land(key, frames)

@@ -81,8 +81,6 @@ def show(replay: Replay, console: Console) -> list[Row]:
     """Run a replay with a progress bar; one line a partition."""
     metrics = replay.declaration.metrics
     primary, second = metrics[0], metrics[1] if len(metrics) > 1 else None
-    for family in ("ingest", "score", "monitor", "retrain"):
-        replay.airflow.wait_for_dag(f"{replay.declaration.name}.{family}", timeout=120)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -92,7 +92,6 @@ def replayed(running: Topology, raw: Path, show: Show) -> Year:
     """The months, landed and settled one by one through Airflow."""
     began, rows = time.monotonic(), []
     with running.airflow as airflow:
-        airflow.wait_for_dag("flight_delay.retrain", 90)
         replay = Replay(
             declared(),
             running.workspace,
