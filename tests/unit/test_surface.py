@@ -22,7 +22,7 @@ TOGETHER = {
     "lifecycle": {
         "categoryprofiles": "test_distances",
         "asking": "test_servers",
-        "bakestate": "test_baking",
+        "baking": "test_baking_requests",
         "columns": "test_features",
         "connection": "test_tracking",
         "definition_reading": "test_features",
@@ -45,7 +45,7 @@ TOGETHER = {
         "plots": "test_evaluation",
         "pointintime": "test_features",
         "registry": "test_tracking",
-        "reanswering": "test_baking",
+        "reanswering": "test_baking_labels",
         "replicacounts": "test_servers",
         "rows": "test_ingestion",
         "rules": "test_gating",

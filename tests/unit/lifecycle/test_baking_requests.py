@@ -1,15 +1,14 @@
-"""A version that went live is watched: what sends it back, what verifies it, what is waited for."""
+"""What replicas and their log say of a version that went live: sent back, well, or waited for."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import socket
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -20,379 +19,32 @@ import numpy as np
 import pandas as pd
 import pytest
 import uvicorn
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from evergreen.declaration import Declaration
 from evergreen.errors import UnavailableError
-from evergreen.foreground import Foreground
-from evergreen.ledger import Ledger, records
-from evergreen.ledger.tables import LabelRow, PromotionRow, QuarantineRow, ScoreRow
 from evergreen.lifecycle import golive, registry, servers
 from evergreen.lifecycle.asking import KEY
-from evergreen.lifecycle.bakestate import GOOD, Bake, begin, record
-from evergreen.lifecycle.baking import LOOKS, look_at_labels, look_at_requests
+from evergreen.lifecycle.baking import look_at_labels, look_at_requests
 from evergreen.lifecycle.compaction import compact
-from evergreen.lifecycle.contracts import BakeReport, Origin
-from evergreen.lifecycle.fitted import FittedModel, load_fitted
+from evergreen.lifecycle.contracts import BakeReport
+from evergreen.lifecycle.fitted import FittedModel
 from evergreen.lifecycle.servedlines import segment_name
 from evergreen.lifecycle.servers import counters, smoke, states, wait_until_served
 from evergreen.operators.baking import BakeOperator
 from evergreen.serving.app import create_app
 from evergreen.serving.server import Running
 from evergreen.store import Store
-from evergreen.workspace import Workspace
-from tests.builders import declare
-from tests.lifelike import SMALL, Life
+from tests.baked import NOW, Lived, live_twice, well, with_replicas
 from tests.replicas import Replica, nobody, running, said, text
-
-NOW = datetime(2013, 2, 1, 12, tzinfo=UTC)
-WEAK = {**SMALL["training"], "parameters": {"C": 1e-3}}
-BAKE = {"watch": "10m", "every": "1m", "requests": 20, "rows": 100}
-
-
-@dataclass(frozen=True)
-class Lived:
-    """Version 2 is live; version 1, which hardly learned, was before."""
-
-    workspace: Workspace
-    models: Mapping[str, FittedModel]
-
-    def declare(self, **sections: Any) -> Declaration:
-        return declare(self.workspace.home, **{**SMALL, "bake": BAKE, **sections})
-
-    @property
-    def live(self) -> PromotionRow:
-        with self.workspace.ledger.read() as session:
-            row = records.champion(session, "example")
-        assert row is not None
-        return row
-
-    @property
-    def events(self) -> dict[str, dict[str, Any]]:
-        with self.workspace.ledger.read() as session:
-            return records.events_of(session, self.live.id)
-
-    def note(self, event: str, **detail: Any) -> None:
-        with self.workspace.ledger.write() as session:
-            records.add_event(session, self.live, event, detail)
-
-    def verify(self, version: str) -> None:
-        with self.workspace.ledger.write() as session:
-            row = records.promotion_of_version(session, "example", version)
-            assert row is not None
-            records.add_event(session, row, "verified", {})
-
-    def quarantine(self, version: str) -> None:
-        with self.workspace.ledger.write() as session:
-            row = records.promotion_of_version(session, "example", version)
-            assert row is not None
-            left = {"promotion_id": row.id, "run_id": "left", "reason": "it was bad"}
-            session.add(QuarantineRow(model="example", version=version, **left))
-
-    def promote(self, version: str) -> None:
-        """Another version goes live, without all that a promotion is."""
-        columns = PromotionRow.__table__.columns.keys()
-        with self.workspace.ledger.write() as session:
-            live = records.champion(session, "example")
-            assert live is not None
-            same = {c: getattr(live, c) for c in columns if c not in {"id", "recorded_at"}}
-            new = {"version": version, "position": live.position + 1, "run_id": f"to {version}"}
-            session.add(PromotionRow(**{**same, **new}))
-
-    def answer(
-        self,
-        day: int,
-        rows: int,
-        *,
-        truth: Callable[[pd.DataFrame], Any],
-        answers: Callable[[pd.DataFrame], Any] | None = None,
-        known_at: datetime | None = None,
-    ) -> None:
-        """A day that version 2 answered, and what became of its labels: drawn with chance
-        ``truth``."""
-        rng = np.random.default_rng(day)
-        start = datetime(2013, 1, 1, tzinfo=UTC) + timedelta(days=day - 1)
-        key = f"{start:%Y-%m-%d}"
-        frame = pd.DataFrame(
-            {
-                "row_id": range(rows),
-                "event_timestamp": pd.date_range(start, periods=rows, freq="10s").as_unit("us"),
-                "x": rng.normal(size=rows),
-                "kind": rng.choice(["a", "b"], rows),
-            }
-        )
-        given = answers(frame) if answers else self.models["2"].predict(frame)
-        log = frame.assign(prediction=given, model_version="2")
-        store, known = self.workspace.store, known_at or start + timedelta(days=1)
-        labels = pd.DataFrame(
-            {
-                "row_id": frame["row_id"],
-                "label": rng.binomial(1, truth(frame)).astype(float),
-                "label_timestamp": pd.Timestamp(known).as_unit("us"),
-            }
-        )
-        shared = {"model": "example", "partition": key, "revision": 1, "version": "2", "rows": rows}
-        score = ScoreRow(
-            **shared, run_id=key, digest=key, metrics={},
-            uri=store.put_table(f"predictions/{self.workspace.ledger.url.database}{key}", log),
-        )  # fmt: skip
-        label = LabelRow(
-            **shared, as_of=known, sequence=day, matured=rows, pending=0,
-            uri=store.put_table(f"labels/{self.workspace.ledger.url.database}{key}", labels),
-        )  # fmt: skip
-        with self.workspace.ledger.write() as session:
-            session.add_all([score, label])
-
-
-def went_live(life: Life, day: int) -> FittedModel:
-    """Train, evaluate and register what the days until ``day`` teach, and write its promotion: a
-    whole run takes too long to be made twice."""
-    declared, workspace = life.declaration, life.workspace
-    as_of = datetime(2013, 1, day + 1, tzinfo=UTC)
-    run = Foreground(declared, workspace, as_of)
-    trained, store = run.trained, workspace.store
-    version = registry.register_version(
-        workspace, declared, trained.mlflow_run, trained.model_uri, {}
-    )
-    origin = Origin(
-        version=version,
-        trained=trained.save(store),
-        features=run.features.save(store),
-        evaluation=run.evaluation.save(store),
-    )
-    snapshot = run.snapshot.save(store)
-    row = PromotionRow(
-        model="example", position=int(version), run_id=f"run {version}", version=version,
-        replaced=str(int(version) - 1), kind="promote", reason="", as_of=as_of,
-        mlflow_run=trained.mlflow_run, model_uri=trained.model_uri, snapshot_uri=snapshot.uri,
-        snapshot_digest=snapshot.digest, trained_through=trained.trained_through,
-        origin=origin.to_dict(),
-    )  # fmt: skip
-    with workspace.ledger.write() as session:
-        session.add(row)
-    return load_fitted(workspace, declared, trained.model_uri)
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Lived:
-    folder = tmp_path_factory.mktemp("baking")
-    life = Life.begin(folder, training=WEAK)
-    life.land(1)
-    life.land(2)
-    weak = went_live(life, 2)
-    better = Life(declare(folder, **SMALL), life.workspace)
-    better.land(3, rows=280)
-    return Lived(life.workspace, {"1": weak, "2": went_live(better, 3)})
-
-
-def own_ledger(once: Lived, folder: Path) -> Workspace:
-    """The same places with a copy of the ledger."""
-    there, here = (sqlite3.connect(f / "ledger.db") for f in (once.workspace.home, folder))
-    with closing(there), closing(here):
-        there.backup(here)
-    return replace(once.workspace, ledger=Ledger(f"sqlite:///{folder}/ledger.db"))
+    return live_twice(tmp_path_factory.mktemp("baking"))
 
 
 @pytest.fixture
 def lived(once: Lived, tmp_path: Path) -> Lived:
-    return replace(once, workspace=own_ledger(once, tmp_path))
-
-
-def well(rows: pd.DataFrame) -> Any:
-    """What the life's labels follow."""
-    return 1 / (1 + np.exp(-2.0 * rows["x"]))
-
-
-def turned(rows: pd.DataFrame) -> Any:
-    return 1 - well(rows)
-
-
-def level(rows: pd.DataFrame) -> Any:
-    return np.full(len(rows), 0.5)
-
-
-# labels
-
-
-def test_nothing_bakes(tmp_path: Path, lived: Lived) -> None:
-    empty = Workspace(
-        tmp_path, Ledger(f"sqlite:///{tmp_path}/no.db"), lived.workspace.store, "sqlite://"
-    )
-    found = look_at_labels(lived.declare(), empty)
-    assert (found.outcome, found.reason, found.over) == ("nothing", "no version is live", True)
-    without = look_at_requests(lived.declare(), lived.workspace, now=NOW)
-    assert (without.outcome, without.version) == ("nothing", "2")
-    assert "no replica is declared" in without.reason
-
-
-def test_too_few_matured_rows_are_waited_for(lived: Lived) -> None:
-    lived.answer(4, 60, truth=well)
-    lived.answer(5, 60, truth=well, known_at=datetime(2013, 3, 1, tzinfo=UTC))
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=datetime(2013, 1, 7, tzinfo=UTC))
-    assert (found.outcome, found.over, found.rows) == ("baking", False, 60)
-    assert found.reason == "60 of 100 matured rows"
-    later = look_at_labels(lived.declare(), lived.workspace, as_of=datetime(2013, 3, 2, tzinfo=UTC))
-    assert later.rows == 120
-
-
-def test_a_better_version_is_verified_by_labels_alone_without_replicas(lived: Lived) -> None:
-    lived.answer(4, 150, truth=well)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert (found.outcome, found.former, found.rows, found.over) == ("verified", "1", 150, True)
-    assert found.difference is not None
-    assert found.interval is not None
-    assert found.interval[0] < found.difference < found.interval[1]
-    assert "log_loss improves on the former champion 1 by +" in found.reason
-    assert {"proven", "verified"} <= set(lived.events)
-    assert any(line == "bake: VERIFIED: " + found.reason for line in found.describe())
-    # a killed attempt is told the same again, a later look that it is done
-    assert look_at_labels(lived.declare(), lived.workspace, as_of=NOW) == found
-    later = look_at_labels(lived.declare(), lived.workspace, as_of=NOW + timedelta(days=1))
-    assert (later.outcome, "it is verified" in later.reason) == ("nothing", True)
-
-
-def test_a_worse_version_is_sent_back_for_good(lived: Lived) -> None:
-    lived.verify("1")
-    lived.answer(4, 400, truth=turned)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert found.outcome == "roll_back"
-    assert found.interval is not None
-    assert found.interval[1] < 0
-    assert lived.events["disproved"]["part"] == "labels"
-    lived.answer(5, 4000, truth=well)  # what comes later doesn't take it back
-    for day in (0, 1, 2):
-        again = look_at_labels(lived.declare(), lived.workspace, as_of=NOW + timedelta(days=day))
-        assert again == found
-    other = look_at_requests(with_replicas(lived, "http://127.0.0.1:1"), lived.workspace, now=NOW)
-    assert other.outcome == "roll_back"
-    assert other.reason.startswith("disproved by labels: log_loss improves")
-    assert "verified" not in lived.events
-
-
-def test_with_replicas_labels_alone_dont_verify(lived: Lived) -> None:
-    lived.answer(4, 150, truth=well)
-    declared = with_replicas(lived, "http://127.0.0.1:1")
-    found = look_at_labels(declared, lived.workspace, as_of=NOW)
-    assert (found.outcome, found.over) == ("baking", True)
-    assert found.reason.endswith("by labels it is well; requests decide next")
-    assert "next: nothing here" in list(found.describe())
-    assert look_at_labels(declared, lived.workspace, as_of=NOW) == found
-    later = look_at_labels(declared, lived.workspace, as_of=NOW + timedelta(days=1))
-    assert later.outcome == "nothing"
-    assert "verified" not in lived.events
-    # servers that are no longer declared aren't waited for
-    assert look_at_labels(lived.declare(), lived.workspace).outcome == "verified"
-
-
-def test_each_number_of_rows_is_looked_at_once(lived: Lived) -> None:
-    """Labels that both models know nothing of: unsure, until the last look takes that for well."""
-    asked: list[BakeReport] = []
-    declared = lived.declare(bake={**BAKE, "tolerance": 0.0})
-    same = lived.models["1"].predict
-    for day, rows in ((4, 120), (5, 60), (6, 60), (7, 170)):
-        rng = np.random.default_rng(day)
-        noise = rng.normal(scale=0.01, size=rows)
-        lived.answer(day, rows, truth=level, answers=lambda f, n=noise: np.clip(same(f) + n, 0, 1))
-        asked.append(look_at_labels(declared, lived.workspace, as_of=NOW))
-        assert look_at_labels(declared, lived.workspace, as_of=NOW).rows == asked[-1].rows
-    assert [found.rows for found in asked] == [120, 180, 240, 410]
-    assert [found.outcome for found in asked] == ["baking"] * 3 + ["verified"]
-    assert asked[0].reason.startswith("not sure yet: log_loss improves on")
-    assert asked[1].reason.startswith("180 of 200 matured rows; not sure yet")
-    assert asked[1].interval is None
-    assert sorted(e for e in lived.events if e.startswith("looked:")) == [
-        "looked:100",
-        "looked:200",
-    ]
-
-
-def test_all_looks_together_err_as_rarely_as_one(lived: Lived) -> None:
-    lived.answer(4, 150, truth=well)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert f"({1 - 0.05 / len(LOOKS):.1%} interval" in found.reason
-
-
-def test_rows_of_before_it_went_live_or_of_others_dont_count(lived: Lived) -> None:
-    lived.answer(2, 150, truth=well)
-    assert look_at_labels(lived.declare(), lived.workspace, as_of=NOW).rows == 0
-    lived.answer(5, 150, truth=well)
-    with lived.workspace.ledger.write() as session:  # it was scored again since, by another one
-        rest = {"run_id": "r", "rows": 150, "uri": "", "digest": "", "metrics": {}}
-        key = {"model": "example", "partition": "2013-01-05", "revision": 1}
-        session.add(ScoreRow(**key, version="1", **rest))
-    assert look_at_labels(lived.declare(), lived.workspace, as_of=NOW).rows == 0
-
-
-def test_a_former_champion_that_cant_answer_is_said(lived: Lived) -> None:
-    """It is compared with a naive model then."""
-    with lived.workspace.ledger.write() as session:
-        former = records.former(session, lived.live)
-        assert former is not None
-        session.merge(former).model_uri = "models:/m-gone"
-    lived.answer(4, 150, truth=well)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert found.outcome == "verified"
-    assert "log_loss improves on a naive model (prior)" in found.reason
-    assert "incomparable with the former champion 1: models:/m-gone can't be read" in found.reason
-
-
-def test_a_feature_that_the_log_lacks_is_said(lived: Lived) -> None:
-    lived.answer(4, 150, truth=well)
-    with lived.workspace.ledger.read() as session:
-        (score,) = [row for row in records.scores(session, "example") if row.version == "2"]
-    log = lived.workspace.store.get_table(score.uri)
-    lived.workspace.store.put_table(
-        score.uri.removeprefix(f"{lived.workspace.store.root}/"), log.drop(columns="kind")
-    )
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert "it needs kind, which the prediction log doesn't have" in found.reason
-
-
-def test_without_a_former_champion_the_naive_model_is_beaten(lived: Lived) -> None:
-    with lived.workspace.ledger.write() as session:
-        former = records.former(session, lived.live)
-        assert former is not None
-        session.merge(former).model = "somebody else's"
-    lived.answer(4, 150, truth=well)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert (found.outcome, found.former) == ("verified", None)
-    assert "improves on a naive model (prior)" in found.reason
-
-
-def test_what_was_bad_is_nobodys_measure(lived: Lived) -> None:
-    """After a return from version 3 to version 2, that is compared with version 1 again."""
-    lived.promote("3")
-    lived.quarantine("3")
-    lived.promote("2")
-    back = begin(lived.declare(), lived.workspace, "labels", NOW)
-    assert isinstance(back, Bake)
-    assert (back.live.position, back.former and back.former.version) == (4, "1")
-    lived.quarantine("1")
-    lived.answer(4, 150, truth=well)
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert (found.outcome, found.former) == ("verified", None)
-    assert "improves on a naive model (prior)" in found.reason
-
-
-def test_a_version_of_unknown_origin_is_left_alone(lived: Lived) -> None:
-    with lived.workspace.ledger.write() as session:
-        session.merge(lived.live).origin = {}
-    found = look_at_labels(lived.declare(), lived.workspace, as_of=NOW)
-    assert (found.outcome, "was promoted before" in found.reason) == ("nothing", True)
-
-
-def test_rows_that_dont_define_the_metric_use_no_look_up(lived: Lived) -> None:
-    lived.answer(4, 150, truth=lambda rows: np.ones(len(rows)))
-    declared = lived.declare(evaluation={"primary": "roc_auc"})
-    found = look_at_labels(declared, lived.workspace, as_of=NOW)
-    assert found.reason == "150 matured rows don't define roc_auc"
-    assert not any(event.startswith("looked") for event in lived.events)
-    lived.answer(5, 150, truth=well)
-    assert look_at_labels(declared, lived.workspace, as_of=NOW).rows == 300
-
-
-# requests
+    return once.apart(tmp_path)
 
 
 @dataclass
@@ -461,14 +113,6 @@ class Serving:
 def serving(lived: Lived) -> Iterator[Serving]:
     with running() as replica:
         yield Serving(replica, lived.models["2"]).start()
-
-
-def with_replicas(lived: Lived, *addresses: str, **bake: Any) -> Declaration:
-    return lived.declare(
-        serving={"replicas": list(addresses)},
-        bake={**BAKE, **bake},
-        gate={**SMALL["gate"], "latency_p95_ms": 50},
-    )
 
 
 def look(lived: Lived, serving: Serving, minutes: float, *more: str, **bake: Any) -> BakeReport:
@@ -846,48 +490,3 @@ def real_replica(lived: Lived) -> Iterator[str]:
             server.should_exit = True
             thread.join(20)
             running.stop()
-
-
-def test_two_looks_at_once_end_in_one_result(lived: Lived) -> None:
-    """The second one has begun before the first one wrote."""
-    declared = lived.declare()
-    one, two = (begin(declared, lived.workspace, "labels", NOW) for _ in range(2))
-    assert isinstance(one, Bake)
-    assert isinstance(two, Bake)
-    bad = record(one, one.report("roll_back", "it is bad"), "disproved")
-    assert record(two, two.report("baking", "it is well"), "proven") == bad
-    assert set(lived.events) >= {"disproved"}
-    assert not {"proven", "verified"} & set(lived.events)
-    lived.promote("3")
-    gone = record(one, one.report("baking", "it is well"), "proven")
-    assert (gone.outcome, gone.reason) == ("nothing", "the live version is 3 by now")
-
-
-@settings(max_examples=25, deadline=None)  # each has a ledger of its own
-@given(
-    steps=st.lists(st.tuples(st.sampled_from(["good", "bad", "unsure"]), st.booleans()), max_size=6)
-)
-def test_what_was_disproved_is_never_verified(
-    once: Lived, tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, bool]]
-) -> None:
-    """However both parts' findings follow each other."""
-    workspace = own_ledger(once, tmp_path_factory.mktemp("law"))
-    declared = with_replicas(once, "http://127.0.0.1:1")
-    first: str | None = None
-    for finding, by_labels in steps:
-        part = "labels" if by_labels else "requests"
-        bake = begin(declared, workspace, part, None)  # type: ignore[arg-type]  # a literal
-        if isinstance(bake, Bake):
-            event = {"good": GOOD[bake.part], "bad": "disproved", "unsure": None}[finding]
-            outcome = "roll_back" if finding == "bad" else "baking"
-            bake = record(bake, bake.report(outcome, finding), event)  # type: ignore[arg-type]  # a literal
-        if bake.outcome in {"verified", "roll_back"}:
-            first = first or bake.outcome
-            assert bake.outcome == first
-    with workspace.ledger.read() as session:
-        live = records.champion(session, "example")
-        assert live is not None
-        events = set(records.events_of(session, live.id))
-    assert not {"disproved", "verified"} <= events
-    assert ("verified" in events) == (first == "verified")
-    assert ("disproved" in events) == (first == "roll_back")
