@@ -53,6 +53,14 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     return figure_of(request.node.user_properties)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """What a file's tests have imported stays, too."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def forks() -> Iterator[None]:
     """Clean processes are forked, as for a warm worker's tasks."""
