@@ -7,7 +7,8 @@ that is removed at the end; or the one that a variable names:
 - ``EVERGREEN_TEST_REDIS_URL`` like ``redis://127.0.0.1:6379``
 - ``EVERGREEN_TEST_S3_URL`` like ``http://127.0.0.1:9000``, with AWS's own variables for the keys
 
-A program that isn't installed skips the test and says so.
+A composed topology takes none that is named: it fills its services, and faults restart them. A
+program that isn't installed skips the test and says so.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Service:
         port = urlsplit(self.url).port
         assert port is not None, f"{self.url} has no port"
         return port
+
+    @property
+    def password(self) -> str:
+        """The one in its URL, or none."""
+        return urlsplit(self.url).password or ""
 
     @property
     def hostport(self) -> str:
@@ -230,13 +236,13 @@ class S3Service(Service):
 
 
 @contextmanager
-def postgres(*, durable: bool = False) -> Iterator[PostgresService]:
+def postgres(*, own: bool = False) -> Iterator[PostgresService]:
     """A PostgreSQL server of the test's own, or the named one.
 
-    :param durable: True for a server that a test kills: it survives a SIGKILL either way (the
-        page cache does), but then as it would in production.
+    :param own: True for one that a test restarts or kills. It then writes as in production: data
+        survive a SIGKILL either way, for the page cache does.
     """
-    if named := os.environ.get("EVERGREEN_TEST_POSTGRES_URL"):
+    if not own and (named := os.environ.get("EVERGREEN_TEST_POSTGRES_URL")):
         there = PostgresService(named.rstrip("/"))
         try:
             yield there
@@ -253,7 +259,7 @@ def postgres(*, durable: bool = False) -> Iterator[PostgresService]:
             "-c", f"listen_addresses={HOST}", "-c", f"unix_socket_directories={folder}",
             "-c", "max_connections=200", "-c", "timezone=UTC",
         ]  # fmt: skip
-        if not durable:
+        if not own:
             command += ["-c", "fsync=off", "-c", "full_page_writes=off"]
         process = Process(
             "postgres",
@@ -269,15 +275,18 @@ def postgres(*, durable: bool = False) -> Iterator[PostgresService]:
 
 
 @contextmanager
-def redis(*, password: str | None = None) -> Iterator[RedisService]:
-    """A Redis server of the test's own, or the named one."""
-    if named := os.environ.get("EVERGREEN_TEST_REDIS_URL"):
+def redis(*, own: bool = False) -> Iterator[RedisService]:
+    """A Redis server of the test's own, or the named one.
+
+    :param own: True for one that a test restarts or kills. It then asks for a password.
+    """
+    if not own and (named := os.environ.get("EVERGREEN_TEST_REDIS_URL")):
         yield RedisService(named.rstrip("/"))
         return
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server isn't installed (Debian: apt-get install redis-server)")
-    port = free_port()
+    port, password = free_port(), secrets.token_hex(16) if own else ""
     with _folder("redis") as folder:
         # What it holds survives a restart, a SIGKILL too: the file is appended at each write.
         command = [
@@ -294,9 +303,12 @@ def redis(*, password: str | None = None) -> Iterator[RedisService]:
 
 
 @contextmanager
-def s3() -> Iterator[S3Service]:
-    """An S3-compatible store of the test's own (moto's server, in memory), or the named one."""
-    if named := os.environ.get("EVERGREEN_TEST_S3_URL"):
+def s3(*, own: bool = False) -> Iterator[S3Service]:
+    """An S3-compatible store of the test's own (moto's server, in memory), or the named one.
+
+    :param own: True for one that must be empty.
+    """
+    if not own and (named := os.environ.get("EVERGREEN_TEST_S3_URL")):
         keys = {name: os.environ.get(name, value) for name, value in KEYS.items()}
         yield S3Service(named.rstrip("/"), keys=keys)
         return

@@ -261,15 +261,15 @@ def topology(
     _copy(folder, dags=dags, include=include)
     for name in ("airflow/logs", "airflow/plugins", "auth", "home", "printed"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    began, password = time.monotonic(), secrets.token_hex(16)
+    began = time.monotonic()
     with ExitStack() as stack:
-        postgres = stack.enter_context(services.postgres(durable=True))
-        redis = stack.enter_context(services.redis(password=password))
-        s3 = s3 or stack.enter_context(services.s3())
+        postgres = stack.enter_context(services.postgres(own=True))
+        redis = stack.enter_context(services.redis(own=True))
+        s3 = s3 or stack.enter_context(services.s3(own=True))
         variables = {
             **read_variables(),
             **_places(postgres, redis, s3),
-            **_secrets(postgres, password, s3),
+            **_secrets(postgres, redis, s3),
             **(settings or {}),
         }
         it = Topology(folder, variables, read_compose(variables), postgres, redis, s3)
@@ -367,19 +367,16 @@ def _places(
 
 
 def _secrets(
-    postgres: services.PostgresService, redis_password: str, s3: services.S3Service
+    postgres: services.PostgresService, redis: services.RedisService, s3: services.S3Service
 ) -> dict[str, str]:
-    from urllib.parse import urlsplit
-
     names = ("AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET")
     fresh = {name: secrets.token_hex(32) for name in (*names, "SERVING_API_KEY")}
     fernet = urlsafe_b64encode(secrets.token_bytes(32)).decode()
-    password = urlsplit(postgres.url).password or ""
     return {
         **fresh,
         **s3.keys,
         "AWS_REGION": services.REGION,
         "AIRFLOW_FERNET_KEY": fernet,
-        "POSTGRES_PASSWORD": password,
-        "REDIS_PASSWORD": redis_password,
+        "POSTGRES_PASSWORD": postgres.password,
+        "REDIS_PASSWORD": redis.password,
     }

@@ -6,23 +6,22 @@ and all at once, as a backfill does, are the same stream and give the same detec
 detectors know between two monitorings is kept as numbers in a JSON object under its sha256.
 
 Detectors are river's: ADWIN (A. Bifet and R. Gavaldà 2007), Page-Hinkley (E. S. Page 1954) and
-DDM (J. Gama et al. 2004), which sees rises only and is therefore given a twin. One file, though
-long: what is read, what the detectors see and what is kept of them must agree.
+DDM (J. Gama et al. 2004); see `evergreen.lifecycle.detectors`.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from evergreen.declaration import METRICS, Declaration, Task
 from evergreen.errors import CorruptError
 from evergreen.lifecycle.contracts import Detection, DetectorState, LabelReport, WatchedPartition
+from evergreen.lifecycle.detectors import Watcher
 from evergreen.lifecycle.fitted import class_indices, plain_name
 from evergreen.lifecycle.metrics import classes_of, row_losses
 from evergreen.lifecycle.watched import known_labels, logged_answers
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 LEAST_CHANCE = 0.01  # log loss counts as if no chance were smaller: no row dominates
 MOST_TIMES = 10.0  # an absolute error counts up to so many times the holdout's mean
-_BLOCKS = 64
-_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def follow(
     found: list[tuple[int, Detection]] = []
     written: dict[str, Any] = {}
     for name in names:
-        watcher = _Watcher(name, yardstick)
+        watcher = Watcher(name, yardstick.deviation, yardstick.typical)
         if name in kept:
             watcher.restore(kept[name])
         values = errors.wrong if name == "ddm" else errors.shares
@@ -266,154 +263,3 @@ def _read(store: Store, before: DetectorState | None) -> tuple[dict[str, Any], l
     if (kept := document["river"]) != river.__version__:
         return {}, [f"river is {river.__version__}, detectors of {kept} were kept: they begin anew"]
     return dict(document["detectors"]), []
-
-
-class _TwoSidedDdm:
-    """DDM, and, from a rise on, its twin on right answers, which sees the fall.
-
-    The authors' 30 rows before it begins and 3 deviations take a run of luck for the best error
-    rate there was and then detect the return to normal: once in some 20,000 stationary rows, and
-    in 3,500 where errors are rare. These values do so once in 35,000 to 600,000.
-    """
-
-    def __init__(self) -> None:
-        self.rise: Any = self._new()
-        self.fall: Any = None
-        self.drift_detected = False
-
-    def _new(self) -> Any:
-        from river.drift.binary import DDM
-
-        return DDM(warm_start=300, drift_threshold=3.5)
-
-    def update(self, wrong: float) -> None:
-        if self.fall is not None:
-            self.fall.update(not wrong)
-            if self.fall.drift_detected:
-                self.rise, self.fall, self.drift_detected = self._new(), None, True
-                return
-        self.rise.update(bool(wrong))
-        self.drift_detected = self.rise.drift_detected
-        if self.drift_detected:
-            self.fall = self._new()
-
-
-def _detector(name: str, deviation: float) -> Any:
-    """A new detector, for values of this standard deviation.
-
-    Page-Hinkley tolerates a shift of a tenth of it and detects when shifts beyond that add up to
-    fifty: half a deviation more error takes some 125 rows, a stationary stream some 300,000 to
-    cross that by chance. Nothing is forgotten (``alpha``): river's default lets the sum of what
-    was tolerated fade, and then chance is enough.
-    """
-    from river.drift import ADWIN, PageHinkley
-
-    if name == "adwin":
-        return ADWIN()
-    if name == "page_hinkley":
-        return PageHinkley(delta=0.1 * deviation, threshold=50.0 * deviation, alpha=1.0)
-    return _TwoSidedDdm()
-
-
-@dataclass
-class _Watcher:
-    """A detector, and the sums of values since it last detected, to say what changed.
-
-    :ivar size: values a block; ``blocks`` are their sums, so many that two halves can be told.
-    :ivar rows: values of the block that isn't full yet; ``total`` is their sum.
-    """
-
-    name: str
-    yardstick: Yardstick
-    detector: Any = None
-    size: int = _BLOCK
-    blocks: list[float] = field(default_factory=list)
-    rows: int = 0
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.detector = _detector(self.name, self.yardstick.deviation)
-
-    def follow(self, values: Sequence[float]) -> Iterator[tuple[int, float, float]]:
-        """See values; where a change is detected: its place, and the means before and after."""
-        for place, value in enumerate(values):
-            self.detector.update(value)
-            self.rows += 1
-            self.total += value
-            if self.rows == self.size:
-                self._close()
-            if self.detector.drift_detected:
-                before, after = self._halves()
-                yield place, before, after
-                self.size, self.blocks, self.rows, self.total = _BLOCK, [], 0, 0.0
-                self._begin_again(after)
-
-    def _begin_again(self, mean: float) -> None:
-        """Page-Hinkley's yardstick grows with the error, as deviations of errors do: else the
-        noise of a worse stretch would look like one change after the other."""
-        if self.name == "page_hinkley":
-            times = max(mean / self.yardstick.typical, 1.0)
-            self.detector = _detector(self.name, self.yardstick.deviation * times)
-
-    def _close(self) -> None:
-        self.blocks.append(self.total)
-        self.rows, self.total = 0, 0.0
-        if len(self.blocks) == _BLOCKS:
-            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
-            self.size *= 2
-
-    def _halves(self) -> tuple[float, float]:
-        """The means before and after the likeliest change: where the sum of deviations from the
-        mean is furthest from 0 (D. V. Hinkley 1970)."""
-        import numpy as np
-
-        rows = np.cumsum([self.size] * len(self.blocks) + [self.rows])
-        sums = np.cumsum([*self.blocks, self.total])
-        inner = rows[:-1] < rows[-1]
-        away = np.abs(sums - rows * sums[-1] / rows[-1])[:-1] * inner
-        if not inner.any():
-            return float(sums[-1] / rows[-1]), float(sums[-1] / rows[-1])
-        at = int(away.argmax())
-        return float(sums[at] / rows[at]), float((sums[-1] - sums[at]) / (rows[-1] - rows[at]))
-
-    def state(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return {
-            "detector": _numbers(self.detector),
-            "size": self.size,
-            "blocks": self.blocks,
-            "rows": self.rows,
-            "total": self.total,
-        }
-
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Go on from a state."""
-        _put_back(self.detector, kept["detector"])
-        self.size, self.blocks = kept["size"], list(kept["blocks"])
-        self.rows, self.total = kept["rows"], kept["total"]
-
-
-def _numbers(thing: Any) -> dict[str, Any]:
-    """An object's numbers, and those of the objects it holds; ADWIN's compiled part is bytes."""
-    found: dict[str, Any] = {}
-    for name, value in vars(thing).items():
-        if value is None or isinstance(value, (bool, int, float, str)):
-            found[name] = value
-        elif hasattr(value, "__dict__") and not callable(value):
-            found[name] = {"numbers": _numbers(value)}
-        elif not callable(value):
-            found[name] = {"bytes": base64.b64encode(value.__getstate__()).decode()}
-    return found
-
-
-def _put_back(thing: Any, numbers: dict[str, Any]) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, dict):
-            setattr(thing, name, value)
-            continue
-        if getattr(thing, name) is None:
-            setattr(thing, name, thing._new())
-        if "bytes" in value:
-            getattr(thing, name).__setstate__(base64.b64decode(value["bytes"]))
-        else:
-            _put_back(getattr(thing, name), value["numbers"])

@@ -31,7 +31,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     folder = tmp_path_factory.mktemp("composed")
     for name in ("dags", "include", "running"):
         (folder / name).mkdir()
-    with services.s3() as s3, door(s3.port, folder) as way:
+    with services.s3(own=True) as s3, door(s3.port, folder) as way:
         with topology(
             folder / "running",
             dags=folder / "dags",

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from evergreen.declaration import Declaration, Task
 from evergreen.errors import CorruptError
-from evergreen.lifecycle import concept
 from evergreen.lifecycle.concept import Concept, Errors, Yardstick, follow, new_errors, watch
 from evergreen.lifecycle.contracts import (
     Detection,
@@ -387,15 +386,3 @@ def test_a_class_never_seen_is_the_largest_error(tmp_path: Path) -> None:
     assert found.shares == pytest.approx([-np.log(0.8) / 4.6, 1.0, -np.log(0.1) / 4.6])
     assert found.wrong is not None
     assert found.wrong.tolist() == [0.0, 1.0, 1.0]
-
-
-def test_blocks_keep_the_place_of_a_change(yardstick: Yardstick) -> None:
-    """The means on both sides of a change, though thousands of rows share 64 sums."""
-    for before, after in ((500, 300), (40_000, 3_000)):
-        values = [0.2] * before + [0.6] * after
-        watcher = concept._Watcher("adwin", yardstick)
-        seen = list(watcher.follow(values))
-        place, low, high = seen[0]
-        assert before <= place < before + 100
-        assert low == pytest.approx(0.2, abs=0.02)
-        assert high > low

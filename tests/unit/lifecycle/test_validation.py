@@ -1,8 +1,6 @@
 """Each rule finds the bad data it is for, says where, and does what its severity promises."""
 
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -14,13 +12,24 @@ import pytest
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError
 from evergreen.lifecycle import validation
-from evergreen.lifecycle.contracts import Check, Partition, ValidationReport
+from evergreen.lifecycle.contracts import Partition
 from evergreen.lifecycle.validation import validate
 from evergreen.workspace import Workspace
-from tests.builders import declare, snapshot_of, store_frame, store_labels, workspace_in
+from tests.builders import declare, snapshot_of, store_frame, workspace_in
+from tests.validated import (
+    ROWS,
+    WEATHER,
+    between,
+    failed,
+    flights,
+    of,
+    only_failure,
+    set_aside,
+    suite,
+    weather,
+    with_values,
+)
 
-ROWS = 100
-WEATHER = {"weather": {"uri": "landing/weather/{partition}.parquet"}}
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -34,238 +43,11 @@ def declaration(tmp_path: Path) -> Declaration:
     return declare(tmp_path)
 
 
-def flights(day: str = "2013-01-01", **columns: Any) -> pd.DataFrame:
-    """A day's good rows: a departure a minute, every fourth one late, every label known in an hour."""
-    times = pd.date_range(f"{day}T06:00Z", periods=ROWS, freq="min", unit="us")
-    frame = pd.DataFrame(
-        {
-            "event_timestamp": times,
-            "origin": np.resize(["EWR", "JFK", "LGA"], ROWS),
-            "distance": np.linspace(100.0, 2500.0, ROWS),
-            "late": (np.arange(ROWS) % 4 == 0).astype(float),
-            "label_timestamp": times + pd.Timedelta(hours=1),
-        }
-    )
-    return frame.assign(**columns)
-
-
-def weather(day: str = "2013-01-01", **columns: Any) -> pd.DataFrame:
-    times = pd.date_range(f"{day}T00:00Z", periods=24, freq="h", unit="us")
-    return pd.DataFrame({"event_timestamp": times, "temp": 50.0}).assign(**columns)
-
-
-def with_values(column: str, rows: list[int], value: Any) -> pd.DataFrame:
-    frame = flights()
-    frame.loc[rows, column] = value
-    return frame
-
-
-def suite(declaration: Declaration, *entries: dict[str, Any], **validation: Any) -> Declaration:
-    """The declaration with a suite file of these entries."""
-    file = declaration.folder / "expectations.json"
-    file.write_text(json.dumps({"name": "example", "expectations": list(entries)}))
-    section = {"suite": file.name, **validation}
-    data = {"sources": WEATHER} if declaration.data.sources else {}
-    return declare(declaration.folder, data=data | _data(declaration), validation=section)
-
-
-def _data(declaration: Declaration) -> dict[str, Any]:
-    return {"entities": list(declaration.data.entities), "partition": "day"} | {
-        "uri": declaration.data.uri,
-        "label": {"column": "late", "timestamp": "label_timestamp"},
-    }
-
-
-def between(column: str, low: float, high: float, **meta: str) -> dict[str, Any]:
-    kwargs = {"column": column, "min_value": low, "max_value": high}
-    return {"type": "expect_column_values_to_be_between", "kwargs": kwargs, "meta": meta}
-
-
-def of(
-    declaration: Declaration, workspace: Workspace, frame: pd.DataFrame, **snapshot: Any
-) -> ValidationReport:
-    """The report on a snapshot of one partition."""
-    return validate(
-        declaration,
-        workspace,
-        snapshot_of(store_frame(workspace, frame, key="2013-01-01"), **snapshot),
-    )
-
-
-def failed(report: ValidationReport) -> list[Check]:
-    return [check for check in report.checks if not check.passed]
-
-
-def only_failure(report: ValidationReport, name: str) -> Check:
-    check = next(check for check in failed(report) if check.name == name)
-    assert {c.name for c in failed(report)} <= {name, "quarantined share"}, failed(report)
-    return check
-
-
-def set_aside(workspace: Workspace, report: ValidationReport) -> dict[int, str]:
-    """Row id → reason of the only partition's quarantined rows."""
-    (uri,) = report.quarantined.values()
-    table = workspace.store.get_table(uri)
-    return dict(zip(table["row_id"], table["reason"], strict=True))
-
-
 def test_good_data_passes_every_check(declaration: Declaration, workspace: Workspace) -> None:
     report = of(declaration, workspace, flights())
     assert not failed(report)
     assert (report.blocked, report.quarantined, report.report) == ((), {}, None)
     assert "verdict: usable" in list(report.describe())
-
-
-class TestStructure:
-    def test_a_missing_required_column_blocks(self, declaration, workspace):
-        report = of(declaration, workspace, flights().drop(columns="label_timestamp"))
-        check = next(c for c in failed(report) if c.name == "data: required columns")
-        assert check.observed == "missing: label_timestamp"
-        assert "2013-01-01" in report.blocked
-
-    def test_a_missing_time_of_a_source_blocks(self, tmp_path, workspace):
-        partition = store_frame(
-            workspace,
-            flights(),
-            key="2013-01-01",
-            sources={"weather": weather().drop(columns="event_timestamp")},
-        )
-        report = validate(
-            declare(tmp_path, data={"sources": WEATHER}), workspace, snapshot_of(partition)
-        )
-        assert only_failure(report, "weather: required columns").observed.endswith(
-            "event_timestamp"
-        )
-        assert report.blocked == ("2013-01-01",)
-
-    def test_a_missing_source_blocks(self, tmp_path, workspace):
-        declaration = declare(tmp_path, data={"sources": WEATHER})
-        report = of(declaration, workspace, flights())
-        assert only_failure(report, "weather: file").observed == "none"
-        assert report.blocked == ("2013-01-01",)
-
-    def test_values_that_are_not_times_block_and_name_the_column(self, declaration, workspace):
-        report = of(declaration, workspace, flights(event_timestamp="soon"))
-        check = next(c for c in failed(report) if c.name == "data: file")
-        assert "data/2013-01-01.parquet: column event_timestamp" in check.observed
-        assert report.blocked == ("2013-01-01", "snapshot")
-
-    def test_an_all_null_label_blocks(self, declaration, workspace):
-        report = of(declaration, workspace, flights(late=np.nan), never=ROWS)
-        found = {check.name: check.observed for check in failed(report)}
-        assert found == {
-            "data: required columns hold values": "all null: late",
-            "matured rows": "0 (0 not yet, 100 never labelled)",
-            "classes of late": "0: none",
-        }
-        assert report.blocked == ("2013-01-01", "snapshot")
-
-    def test_another_all_null_column_warns(self, declaration, workspace):
-        report = of(declaration, workspace, flights(gust=np.nan))
-        check = only_failure(report, "data: other columns hold values")
-        assert (check.severity, check.observed) == ("warn", "all null: gust")
-        assert not report.blocked
-
-    def test_a_null_entity_is_set_aside(self, declaration, workspace):
-        report = of(declaration, workspace, with_values("origin", [3], None))
-        check = only_failure(report, "data: keys not null")
-        assert (check.observed, check.bound) == ("1 of 100 rows (1.00 %): origin", "0 rows")
-        assert set_aside(workspace, report) == {3: "keys not null"}
-        assert (report.quarantined_rows, report.blocked) == (1, ())
-
-    def test_a_repeated_row_is_set_aside_but_the_first(self, declaration, workspace):
-        frame = flights()
-        frame = pd.concat([frame, frame.iloc[[7]]], ignore_index=True)
-        report = of(declaration, workspace, frame)
-        only_failure(report, "data: no repeated rows")
-        assert set_aside(workspace, report) == {ROWS: "no repeated rows"}
-
-    def test_a_key_with_other_values_is_a_check_of_its_own(self, declaration, workspace):
-        frame = flights()
-        frame = pd.concat([frame, frame.iloc[[7]].assign(distance=1.0)], ignore_index=True)
-        report = of(declaration, workspace, frame)
-        assert "same origin, event_timestamp" in only_failure(report, "data: keys unique").observed
-        assert set_aside(workspace, report) == {ROWS: "keys unique"}
-
-    def test_infinite_values_are_set_aside(self, declaration, workspace):
-        report = of(declaration, workspace, with_values("distance", [5], np.inf))
-        assert "distance" in only_failure(report, "data: no infinite values").observed
-        assert set_aside(workspace, report) == {5: "no infinite values"}
-
-    def test_infinite_values_of_a_source_block(self, tmp_path, workspace):
-        declaration = declare(tmp_path, data={"sources": WEATHER})
-        sources = {"weather": weather(temp=np.inf)}
-        partition = store_frame(workspace, flights(), key="2013-01-01", sources=sources)
-        report = validate(declaration, workspace, snapshot_of(partition))
-        check = only_failure(report, "weather: no infinite values")
-        assert "can't be set aside, so this blocks" in check.observed
-        assert report.blocked == ("2013-01-01",)
-        assert not report.quarantined
-
-    def test_an_infinite_label_blocks(self, tmp_path, workspace):
-        declaration = declare(tmp_path, task="regression", evaluation={"primary": "r2"})
-        report = of(declaration, workspace, with_values("late", [5], -np.inf))
-        check = only_failure(report, "data: labels finite")
-        assert check.observed == "late: 1 of 100 rows (1.00 %) infinite"
-        assert report.blocked == ("2013-01-01",)
-
-    def test_text_is_no_label_of_a_regression(self, tmp_path, workspace):
-        declaration = declare(tmp_path, task="regression", evaluation={"primary": "r2"})
-        report = of(declaration, workspace, flights(late="very"))
-        assert only_failure(report, "data: labels finite").observed == "late holds object"
-
-    def test_too_many_quarantined_rows_block(self, tmp_path, workspace):
-        declaration = declare(tmp_path, validation={"quarantine_at_most": 0.02})
-        report = of(declaration, workspace, with_values("origin", [1, 2, 3], None))
-        check = next(c for c in failed(report) if c.name == "quarantined share")
-        assert (check.observed, check.bound) == ("3 of 100 rows (3.00 %)", "at most 2 %")
-        assert report.blocked == ("2013-01-01",)
-
-    def test_a_row_with_two_faults_counts_once(self, declaration, workspace):
-        frame = with_values("origin", [3], None)
-        frame.loc[3, "distance"] = np.inf
-        report = of(declaration, workspace, frame)
-        assert set_aside(workspace, report) == {3: "keys not null; no infinite values"}
-        assert report.quarantined_rows == 1
-
-
-class TestLabels:
-    def test_one_class_blocks_and_is_named(self, declaration, workspace):
-        report = of(declaration, workspace, flights(late=0.0))
-        check = only_failure(report, "classes of late")
-        assert (check.observed, check.bound) == ("1: 0", "exactly 2")
-        assert report.blocked == ("snapshot",)
-
-    def test_three_classes_are_too_many_for_a_binary_model(self, declaration, workspace):
-        report = of(declaration, workspace, with_values("late", [1], 2.0))
-        assert only_failure(report, "classes of late").observed == "3: 0, 1, 2"
-
-    def test_a_class_counts_once_it_is_known(self, declaration, workspace):
-        frame = flights()
-        frame.loc[frame["late"].eq(1), "label_timestamp"] += pd.Timedelta(days=30)
-        report = of(declaration, workspace, frame, as_of=datetime(2013, 1, 2, tzinfo=UTC))
-        assert only_failure(report, "classes of late").observed == "1: 0"
-        assert not failed(of(declaration, workspace, frame))
-
-    def test_a_quarantined_row_lends_no_class(self, declaration, workspace):
-        frame = flights(late=0.0)
-        frame.loc[4, ["late", "distance"]] = [1.0, np.inf]
-        report = of(declaration, workspace, frame)
-        assert {c.name for c in failed(report)} == {"classes of late", "data: no infinite values"}
-
-    def test_nothing_matured_blocks(self, declaration, workspace):
-        report = of(declaration, workspace, flights(), immature=90, never=10)
-        check = only_failure(report, "matured rows")
-        assert check.observed == "0 (90 not yet, 10 never labelled)"
-        assert report.blocked == ("snapshot",)
-
-    def test_scoring_needs_no_labels(self, declaration, workspace):
-        declaration = suite(declaration, between("late", 0, 1))
-        empty = pd.Series(pd.NaT, index=range(ROWS), dtype="datetime64[us, UTC]")
-        frame = flights(late=np.nan, label_timestamp=empty)
-        report = of(declaration, workspace, frame, purpose="score", immature=ROWS)
-        assert not failed(report)
-        assert not [check for check in report.checks if "late" in check.name]
 
 
 class TestSchema:
@@ -498,147 +280,3 @@ def test_the_page_of_the_newest_partition_is_kept(declaration, workspace):
     for page in ("expectations/data.html", "validations/data/2013-01-01/1/index.html"):
         assert f'href="{page}"' in index
         assert "distance" in workspace.store.read_bytes(folder + page).decode()
-
-
-class TestLabelsApart:
-    """Labels that land in a table of their own."""
-
-    @pytest.fixture
-    def declaration(self, tmp_path):
-        return declare(tmp_path, data={"label": APART})
-
-    def report(self, declaration, workspace, rows, *labels, **snapshot):
-        day = store_frame(workspace, rows, key="2013-01-01")
-        files = tuple(
-            store_labels(workspace, frame, key=f"2013-01-0{n}")
-            for n, frame in enumerate(labels, start=1)
-        )
-        return validate(declaration, workspace, snapshot_of(day, labels=files, **snapshot))
-
-    def test_good_data_passes_every_check(self, declaration, workspace):
-        report = self.report(declaration, workspace, orders(), outcomes())
-        assert not failed(report)
-        names = {check.name for check in report.checks}
-        assert {"labels: required columns", "labels: labels finite", "classes of late"} <= names
-        assert "data: label keys unique" in names
-
-    def test_a_doubled_key_blocks_training_and_is_said_of_predictions(self, declaration, workspace):
-        twice = orders(order_id=["a", "a", *range(2, ROWS)]).astype({"order_id": str})
-        report = self.report(declaration, workspace, twice, outcomes())
-        check = only_failure(report, "data: label keys unique")
-        assert check.observed == "2 of 100 rows (2.00 %), such as {'order_id': 'a'}"
-        assert report.blocked == ("2013-01-01",)
-        scored = self.report(declaration, workspace, twice, purpose="score")
-        assert only_failure(scored, "data: label keys unique").severity == "warn"
-        assert not scored.blocked
-
-    def test_a_doubled_row_that_is_set_aside_does_not_count(self, declaration, workspace):
-        rows = pd.concat([orders(), orders().iloc[:1]], ignore_index=True)
-        report = self.report(declaration, workspace, rows, outcomes())
-        only_failure(report, "data: no repeated rows")
-        assert (report.blocked, report.quarantined_rows) == ((), 1)
-
-    def test_a_key_in_two_partitions_blocks_the_whole(self, declaration, workspace):
-        days = [
-            store_frame(workspace, orders(day), key=day) for day in ("2013-01-01", "2013-01-02")
-        ]
-        file = store_labels(workspace, outcomes("2013-01-02").iloc[:3], key="2013-01-02")
-        report = validate(declaration, workspace, snapshot_of(*days, labels=(file,)))
-        check = next(c for c in failed(report) if c.name == "label keys unique")
-        assert check.observed == "3 of 3 labels are of rows in several partitions"
-        assert "snapshot" in report.blocked
-
-    def test_a_row_without_a_key_is_said(self, declaration, workspace):
-        rows = orders()
-        rows.loc[3, "order_id"] = None
-        report = self.report(declaration, workspace, rows, outcomes())
-        assert only_failure(report, "data: label keys not null").severity == "warn"
-
-    @pytest.mark.parametrize("purpose", ["train", "score"])
-    def test_a_label_among_the_data_too_blocks(self, declaration, workspace, purpose):
-        report = self.report(declaration, workspace, orders(late=1.0), outcomes(), purpose=purpose)
-        assert only_failure(report, "data: no label among the data").observed == "late"
-        assert report.blocked == ("2013-01-01",)
-
-    def test_their_time_may_have_the_name_of_the_rows(self, workspace, tmp_path):
-        label = {**APART, "timestamp": "event_timestamp"}
-        declaration = declare(tmp_path, data={"label": label})
-        named = outcomes().rename(columns={"known_at": "event_timestamp"})
-        assert not failed(self.report(declaration, workspace, orders(), named))
-        without = orders().drop(columns="event_timestamp")
-        report = self.report(declaration, workspace, without, purpose="score")
-        assert only_failure(report, "data: required columns").observed.endswith("event_timestamp")
-
-    def test_classes_are_those_known_and_not_corrected_since(self, declaration, workspace):
-        first = outcomes(late=[0.0] * (ROWS - 1) + [1.0])
-        as_of = datetime(2013, 1, 2, tzinfo=UTC)
-        assert not failed(self.report(declaration, workspace, orders(), first, as_of=as_of))
-        mended = outcomes("2013-01-02").iloc[-1:].assign(late=0.0)
-        later = self.report(declaration, workspace, orders(), first, mended)
-        assert only_failure(later, "classes of late").observed == "1: 0"
-        then = self.report(declaration, workspace, orders(), first, mended, as_of=as_of)
-        assert not failed(then), "what is known later changes nothing"
-        none = datetime(2013, 1, 1, tzinfo=UTC)
-        early = self.report(declaration, workspace, orders(), first, as_of=none)
-        assert only_failure(early, "classes of late").observed == "0: none"
-
-    def test_classes_of_rows_set_aside_do_not_count(self, declaration, workspace):
-        rows = pd.concat([orders(), orders().iloc[:1]], ignore_index=True)
-        late = [0.0] * ROWS
-        report = self.report(declaration, workspace, rows, outcomes(late=late))
-        assert next(c for c in failed(report) if c.name == "classes of late").observed == "1: 0"
-
-    @pytest.mark.parametrize(
-        ("columns", "name"),
-        [
-            ({"late": [np.inf, *[0.0, 1.0] * 49, 0.0]}, "labels: labels finite"),
-            ({"late": None}, "labels: required columns hold values"),
-        ],
-    )
-    def test_labels_that_teach_nothing_block_and_name_their_file(
-        self, declaration, workspace, columns, name
-    ):
-        report = self.report(declaration, workspace, orders(), outcomes(**columns))
-        check = next(c for c in failed(report) if c.name == name)
-        assert check.partition == "labels/2013-01-01"
-        assert "labels/2013-01-01" in report.blocked
-
-    def test_the_suite_looks_at_label_files_when_it_says_so(self, declaration, workspace):
-        entries = [between("late", 0, 1, source="labels", on_failure="quarantine")]
-        file = declaration.folder / "expectations.json"
-        file.write_text(json.dumps({"name": "example", "expectations": entries}))
-        checked = declare(
-            declaration.folder, data={"label": APART}, validation={"suite": file.name}
-        )
-        bad = outcomes(late=[2.0, *[0.0, 1.0] * 49, 0.0])
-        report = self.report(checked, workspace, orders(), bad)
-        check = next(c for c in failed(report) if c.name.startswith("labels: expect_column"))
-        assert (check.partition, check.severity) == ("labels/2013-01-01", "block")
-        assert "can't be set aside" in check.observed
-        assert workspace.store.exists(str(report.report))
-        assert not failed(self.report(checked, workspace, orders(), bad, purpose="score"))
-        entries[0]["meta"] = {}
-        file.write_text(json.dumps({"name": "example", "expectations": entries}))
-        with pytest.raises(DeclarationError, match=r'expectation 1: .*"source": "labels"'):
-            self.report(checked, workspace, orders(), bad)
-
-
-APART = {
-    "column": "late",
-    "timestamp": "known_at",
-    "uri": "landing/labels/{partition}.parquet",
-    "key": ["order_id"],
-}
-
-
-def orders(day: str = "2013-01-01", **columns: Any) -> pd.DataFrame:
-    frame = flights(day).drop(columns=["late", "label_timestamp"])
-    return frame.assign(order_id=[str(n) for n in range(ROWS)]).assign(**columns)
-
-
-def outcomes(day: str = "2013-01-01", **columns: Any) -> pd.DataFrame:
-    """A label file: what became known of each order on a day."""
-    frame = flights(day)[["late", "label_timestamp"]].rename(
-        columns={"label_timestamp": "known_at"}
-    )
-    return frame.assign(order_id=[str(n) for n in range(ROWS)]).assign(**columns)
