@@ -31,6 +31,7 @@ from tests.integration.topology import PROJECT
 from tests.scenarios.project import Project
 
 PLUGINS = Path(keeper.__file__).parents[1]
+NEVER = "0 0 1 1 *"  # a sweep beside what a test does would be one run more
 GAUGE = re.compile(r"^airflow\.(evergreen\.\w+\.\w+)((?:,\w+=[\w.]+)*):([\d.e+-]+)\|g$")
 
 
@@ -87,8 +88,8 @@ class Shared:
     def model(self, name: str, *families: str, **sections: Any) -> Project:
         """A model of this Airflow, once its DAGs of these families are there."""
         project = Project(self.folder, name)
-        uri = f"landing/{name}/{{partition}}.parquet"
-        project.declare(**{**sections, "data": {**sections.get("data", {}), "uri": uri}})
+        ours = {"uri": f"landing/{name}/{{partition}}.parquet", "sweep": NEVER}
+        project.declare(**{**sections, "data": {**sections.get("data", {}), **ours}})
         self.wait_for(name, *families)
         return project
 

@@ -33,9 +33,7 @@ def test_a_message_starts_ingest_and_a_doubled_one_changes_nothing(shared: Share
     sqs = shared.aws.client("sqs")
     queue = sqs.create_queue(QueueName="landed")["QueueUrl"]
     arrival = {"queue": queue, "poke": "1s"}
-    project = shared.model(
-        MODEL, "ingest", "score", data={"arrival": arrival, "sweep": "0 0 1 1 *"}
-    )
+    project = shared.model(MODEL, "ingest", "score", data={"arrival": arrival})
     shared.client._send("PATCH", f"/dags/{MODEL}.score", json={"is_paused": True})
     project.land(m2024_01=month("2024-01"))
     for count in (1, 2):
