@@ -5,6 +5,7 @@ The servers are real: PostgreSQL, Redis, Spark in local mode; DynamoDB is moto's
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -92,6 +93,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import yaml
     from pyspark.sql import SparkSession
 
+    # It tells that it closes its connection when pytest's streams are closed already.
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     folder = tmp_path_factory.mktemp("spark")
     offline = yaml.safe_load((PROFILES / "spark.yaml").read_text())["offline_store"]
     offline["spark_conf"] |= {
