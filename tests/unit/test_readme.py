@@ -1,14 +1,18 @@
-"""What the README shows is true: its model file is usable, and its commands exist."""
+"""What the README shows is true: its model file is usable, and its commands and files exist."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from evergreen.checking import check_model
 from evergreen.cli import app
 from evergreen.declaration import read_declaration
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text()
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text()
+MAKEFILE = (PROJECT / "Makefile").read_text()
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
 def test_the_model_file_is_usable_and_short(tmp_path: Path) -> None:
@@ -36,4 +40,10 @@ def test_the_commands_exist() -> None:
 
 def test_every_linked_file_is_there() -> None:
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (Path(__file__).parents[2] / target).exists(), target
+        assert (PROJECT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_every_file_of_ours_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:dags|plugins|tests)/[\w./-]+)[`:]", page.read_text())
+    assert [name for name in named if not (PROJECT / name).exists()] == []
