@@ -382,7 +382,7 @@ def test_segments_wait_while_the_store_is_away(
             spool.roll()
         wait_until(lambda: shipper.problem is not None)
         assert f"the store at file://{tmp_path}/store can't be reached" in str(shipper.problem)
-        assert "can't be reached" in caplog.text
+        wait_until(lambda: "can't be reached" in caplog.text)  # it is logged after it is kept
         assert not shipper.flush(0.05)
         assert shipper.waiting() == 3
         (tmp_path / "store").unlink()
