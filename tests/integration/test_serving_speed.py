@@ -1,9 +1,8 @@
 """How many requests a replica answers, beside MLflow's own server with the same model.
 
-The figures are printed; what is asserted are ratios. The servers take turns, and the best turn of
-each counts: what else the machine does only adds to a turn. A request's cost is the CPU time of the
-server's processes; where the machine gives them little, what a replica does by the clock (following
-the alias, shipping its log) falls on fewer requests.
+The figures are printed; what is asserted are ratios. The servers take turns, and the middle turn
+counts. A request's cost is the CPU time of the server's processes: whatever else the machine does
+slows both servers and their client down, and is no part of it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tests.printing import Figure
 pytestmark = [pytest.mark.minutes(2), pytest.mark.integration, pytest.mark.timeout(900)]
 
 USERS = 8
-TURNS = 3
+TURNS = 5  # three left the middle one to what else a machine does
 
 
 def test_it_answers_more_than_mlflows_server(tmp_path: Path, figure: Figure) -> None:
@@ -56,9 +55,8 @@ def test_it_answers_more_than_mlflows_server(tmp_path: Path, figure: Figure) -> 
     for what in ("per_second", "cpu"):
         ratios = sorted(ours[what] / theirs[what] for ours, theirs in pairs)
         figure(f"evergreen / mlflow, {what}, by turn: {', '.join(f'{it:.2f}' for it in ratios)}")
-    for what, most in (("cpu", 1 / 3), ("p99", 1)):
-        best = {name: min(turn[what] for turn in every) for name, every in turns.items()}
-        assert best["evergreen"] <= best["mlflow"] * most, what
+    assert median(ours["cpu"] / theirs["cpu"] for ours, theirs in pairs) <= 1 / 3
+    assert median(ours["p99"] / theirs["p99"] for ours, theirs in pairs) <= 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evergreen.ledger import records
-from evergreen.lifecycle.bakestate import GOOD, Bake, begin, record
+from evergreen.lifecycle.bakestate import GOOD, Bake, Part, begin, record
+from evergreen.lifecycle.contracts import BakeOutcome
 from tests.baked import NOW, Lived, live_twice, with_replicas
 
 
@@ -50,12 +51,12 @@ def test_what_was_disproved_is_never_verified(
     declared = with_replicas(once, "http://127.0.0.1:1")
     first: str | None = None
     for finding, by_labels in steps:
-        part = "labels" if by_labels else "requests"
-        bake = begin(declared, workspace, part, None)  # type: ignore[arg-type]  # a literal
+        part: Part = "labels" if by_labels else "requests"
+        bake = begin(declared, workspace, part, None)
         if isinstance(bake, Bake):
             event = {"good": GOOD[bake.part], "bad": "disproved", "unsure": None}[finding]
-            outcome = "roll_back" if finding == "bad" else "baking"
-            bake = record(bake, bake.report(outcome, finding), event)  # type: ignore[arg-type]  # a literal
+            outcome: BakeOutcome = "roll_back" if finding == "bad" else "baking"
+            bake = record(bake, bake.report(outcome, finding), event)
         if bake.outcome in {"verified", "roll_back"}:
             first = first or bake.outcome
             assert bake.outcome == first
