@@ -86,9 +86,9 @@ def _deployed(folder: Path, dag_id: str, home: Path) -> Iterator[None]:
 
     `DAG.test` reads and saves all of a bundle's DAGs; those of other files than the DAG's stay out.
     """
-    file = f"dags/{dag_id.rpartition('.')[2]}.py"
+    file = f"{dag_id.rpartition('.')[2]}.py"
     if (folder / file).exists():
-        (folder / ".airflowignore").write_text(f"dags/*\n!{file}\n")
+        (folder / ".airflowignore").write_text(f"*.py\n!{file}\n")
     bundle = {
         "name": BUNDLE,
         "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
