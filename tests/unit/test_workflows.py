@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -69,13 +70,33 @@ def commands(job: dict[str, Any]) -> list[str]:
     return [line for text in said for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("broken", ["setup", "check", "test", None])
+def test_what_fails_fails_ci(tmp_path: Path, broken: str | None) -> None:
+    """Also the checks, which run beside the tests; what they said is shown."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("make", "apt-get"):
+        (programs / name).write_text(f'#!/bin/sh\necho "it ran $1"\n[ "$1" != "{broken}" ]\n')
+        (programs / name).chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "run").write_text(CI)
+    path = f"{programs}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", ".ci/run"], cwd=tmp_path, env={**os.environ, "PATH": path, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) is (broken is None), done.stdout + done.stderr
+    assert broken == "setup" or {"it ran check", "it ran test"} <= {*done.stdout.splitlines()}
+    assert not list(tmp_path.glob("tmp.*"))
+
+
 def test_they_run_what_is_run_at_home_on_every_python_that_is_declared() -> None:
     ci = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     said = [line for job in ci.values() for line in commands(job)]
     run = {word[1] for line in said if (word := shlex.split(line))[:1] == ["make"]}
     assert run <= set(targets)
-    assert {"check", "test"} <= {*re.findall(r"^make (\w+)$", CI, re.MULTILINE)}
+    assert {"check", "test"} <= {*re.findall(r"^make (\w+)\b", CI, re.MULTILINE)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {c.rpartition(" ")[2] for c in project["classifiers"] if "Python :: 3." in c}
     tested = {*ci["units"]["strategy"]["matrix"]["python"]}
