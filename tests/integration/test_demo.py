@@ -1,10 +1,5 @@
 """The demo from end to end: a year of flights, and what it must show."""
 
-import json
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +8,7 @@ import psutil
 import pytest
 
 from tests.integration.lived import MINUTES, Year
-from tests.policies import MONTHLY, declared
+from tests.policies import MONTHLY, datasets, declared, rehearse
 from tests.printing import Figure
 
 pytestmark = [
@@ -21,24 +16,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout((MINUTES + 1) * 60),
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def monthly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """The year with a retrain each month, rehearsed while the demo, which often waits, lives its own."""
-    folder = tmp_path_factory.mktemp("monthly")
-    command = [
-        sys.executable,
-        "-m",
-        "tests.policies",
-        str(folder),
-        json.dumps({"triggers": MONTHLY}),
-    ]
-    with subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        process.kill()
 
 
 def mean(rows: list[dict[str, Any]], who: str, metric: str) -> float:
@@ -66,27 +43,23 @@ def test_the_champion_beats_the_frozen_january_model(year: Year) -> None:
 
 
 def test_fewer_trainings_than_monthly_and_hardly_worse(
-    year: Year, monthly: subprocess.Popen[str], figure: Figure
+    year: Year, tmp_path: Path, figure: Figure
 ) -> None:
-    """The declared triggers are drift and performance alone."""
-    rows = year.rows
+    """The declared triggers are drift and performance alone; the other year is rehearsed."""
+    rows, home = year.rows, year.home
     assert declared().triggers.schedule is None
     assert declared().triggers.new_data is None
-    said, _ = monthly.communicate(timeout=MINUTES * 60)
-    assert monthly.returncode == 0
-    found = re.fullmatch(r"(\d+) retrains, mean log loss ([\d.]+)", said.splitlines()[-1])
-    assert found is not None, said
-    times, always = int(found[1]), float(found[2])
+    monthly = rehearse(tmp_path / "monthly", datasets(home / "dataset"), declared(triggers=MONTHLY))
     retrains = sum(row["decision"] == "retrain" for row in rows) - 1
-    watched = mean(rows, "champion", "log_loss")
+    watched, always = mean(rows, "champion", "log_loss"), monthly.mean("log_loss")
     figure(
         "retrains after the first version, mean log loss March to December:"
         f"\n  by drift and performance  {retrains:>2}  {watched:.4f}"
-        f"\n  monthly                   {times:>2}  {always:.4f}"
+        f"\n  monthly                   {monthly.retrains:>2}  {always:.4f}"
         f"\n  ({watched / always - 1:+.2%})"
     )
-    assert times == 11
-    assert retrains < times
+    assert monthly.retrains == 11
+    assert retrains < monthly.retrains
     assert watched <= 1.01 * always
 
 
