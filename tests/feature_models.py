@@ -1,6 +1,7 @@
 """A small model with a feature module, and raw days for it."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -9,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from evergreen.declaration import Declaration
-from evergreen.lifecycle.contracts import Partition, Snapshot, ValidationReport
+from evergreen.lifecycle.contracts import FeatureSet, Partition, Snapshot, ValidationReport
+from evergreen.lifecycle.preparation import prepare
 from evergreen.store import digest_of
 from evergreen.workspace import Workspace
-from tests.builders import declare, store_frame
+from tests.builders import declare, snapshot_of, store_frame
 
+AS_OF = datetime(2026, 1, 4, tzinfo=UTC)
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 MODULE = dedent("""
     from datetime import timedelta
@@ -98,3 +101,17 @@ def store_days(workspace: Workspace, days: Sequence[str] = DAYS) -> list[Partiti
 def validated(snapshot: Snapshot, **found: Any) -> ValidationReport:
     """A report about a snapshot."""
     return ValidationReport(model="example", snapshot=digest_of(snapshot.to_dict()), **found)
+
+
+def prepared(
+    declaration: Declaration, workspace: Workspace, *partitions: Partition, **choices: Any
+) -> FeatureSet:
+    """The feature set of partitions whose data are sound."""
+    snapshot = snapshot_of(*partitions, **{"as_of": AS_OF, **choices})
+    return prepare(declaration, workspace, snapshot, validated(snapshot))
+
+
+def times_of_files(workspace: Workspace) -> dict[str, int]:
+    """The store's tables, and when each was written."""
+    tables = workspace.home / "store" / "tables"
+    return {str(path): path.stat().st_mtime_ns for path in tables.rglob("*.parquet")}
