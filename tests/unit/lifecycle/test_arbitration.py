@@ -183,11 +183,6 @@ def test_too_few_rows_are_told_with_both_numbers() -> None:
 # through the ledger
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
 def land(workspace: Workspace, key: str, rows: int = 200, revision: int = 1) -> None:
     start = datetime.fromisoformat(f"{key}T00:00:00+00:00")
     end = start + timedelta(days=1)

@@ -41,11 +41,6 @@ from tests.shipped import (
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
-@pytest.fixture
 def example(tmp_path: Path) -> Declaration:
     return declare(tmp_path)
 

@@ -14,7 +14,7 @@ from evergreen.lifecycle.contracts import ColumnDrift, Feature, WindowDrift
 from evergreen.lifecycle.drift import detect_drift, weight
 from evergreen.lifecycle.monitoring import join_labels
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import START
 from tests.lifelike import Life
 from tests.origins import report_of, store_origin
@@ -26,11 +26,6 @@ FEATURES = (
     Feature(name="sky", type="string"),
 )
 IMPORTANCE = {"temperature": 0.6, "sky": 0.3, "wind": 0.1}
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 def weather(seed: int, *, warm: bool = False, rows: int = DAY, **columns: Any) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from evergreen.lifecycle.contracts import Feature
 from evergreen.lifecycle.driftreport import OTHERS, DriftPage, write_page
 from evergreen.lifecycle.profiles import ReferenceProfile, reference_profile
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import FEATURES, example_rows
 from tests.origins import store_origin
 
@@ -23,11 +23,6 @@ LOADED = re.compile(
     r"|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import\s*(?:url\()?[\"'](?:https?:)?//"
     r"|url\([\"']?(?:https?:)?//"
 )
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 def page_of(

@@ -1,7 +1,6 @@
 """Everyone answers the same rows; a champion that can't is a finding with a reason."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,10 @@ from evergreen.lifecycle.evaluation import evaluate
 from evergreen.lifecycle.metrics import calibration
 from evergreen.lifecycle.training import train
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import AS_OF, FEATURES, example_rows, store_features
 
 Prepared = tuple[FeatureSet, Reference]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 def _declare(workspace: Workspace, task: str, estimator: str, **parameters: Any) -> Declaration:

@@ -13,7 +13,7 @@ from evergreen.lifecycle import features
 from evergreen.lifecycle.contracts import Feature
 from evergreen.lifecycle.sets import put_table
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_models import MODULE, declare_flights
 
 COLUMNS = {
@@ -27,11 +27,6 @@ COLUMNS = {
 }
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 @pytest.fixture

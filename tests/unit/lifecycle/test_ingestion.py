@@ -21,11 +21,6 @@ LATER = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
-@pytest.fixture
 def declaration(tmp_path: Path) -> Declaration:
     return declare(tmp_path)
 

@@ -12,8 +12,7 @@ import pytest
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError
 from evergreen.lifecycle.validation import validate
-from evergreen.workspace import Workspace
-from tests.builders import declare, snapshot_of, store_frame, store_labels, workspace_in
+from tests.builders import declare, snapshot_of, store_frame, store_labels
 from tests.validated import ROWS, between, failed, flights, of, only_failure, suite, with_values
 
 APART = {
@@ -22,11 +21,6 @@ APART = {
     "uri": "landing/labels/{partition}.parquet",
     "key": ["order_id"],
 }
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 @pytest.fixture

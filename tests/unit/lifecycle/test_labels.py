@@ -32,11 +32,6 @@ LABEL: dict[str, Any] = {
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
-@pytest.fixture
 def declaration(tmp_path: Path) -> Declaration:
     return declare(tmp_path, data={"label": LABEL})
 

@@ -30,11 +30,6 @@ from tests.feature_models import (
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
-@pytest.fixture
 def declaration(tmp_path: Path) -> Declaration:
     return declare_flights(tmp_path / "example")
 

@@ -10,7 +10,7 @@ from evergreen.declaration import Declaration
 from evergreen.lifecycle.contracts import Partition
 from evergreen.lifecycle.sets import read_part, read_rows
 from evergreen.workspace import Workspace
-from tests.builders import declare, store_frame, store_labels, workspace_in
+from tests.builders import declare, store_frame, store_labels
 from tests.feature_models import (
     AS_OF,
     DAYS,
@@ -22,10 +22,12 @@ from tests.feature_models import (
     weather,
 )
 
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
+LABEL = {
+    "column": "late",
+    "timestamp": "known_at",
+    "uri": "landing/labels/{partition}.parquet",
+    "key": ["flight"],
+}
 
 
 @pytest.fixture
@@ -39,16 +41,10 @@ def names(day: str) -> list[str]:
 
 @pytest.fixture
 def apart(tmp_path: Path) -> Declaration:
-    label = {
-        "column": "late",
-        "timestamp": "known_at",
-        "uri": "landing/labels/{partition}.parquet",
-        "key": ["flight"],
-    }
     data = {
         "uri": "landing/flights/{partition}.parquet",
         "sources": {"weather": {"uri": "landing/weather/{partition}.parquet"}},
-        "label": label,
+        "label": LABEL,
     }
     return declare_flights(tmp_path / "apart", data=data)
 
@@ -149,13 +145,7 @@ def test_a_part_of_its_own_has_the_labels_known(apart: Declaration, workspace: W
 def test_without_a_module_neither_key_nor_label_is_a_feature(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    label = {
-        "column": "late",
-        "timestamp": "known_at",
-        "uri": "landing/labels/{partition}.parquet",
-        "key": ["flight"],
-    }
-    plain = declare(tmp_path, data={"label": label})
+    plain = declare(tmp_path, data={"label": LABEL})
     rows = rows_of(workspace)[:1]
     found = prepared(plain, workspace, *rows, purpose="score")
     assert [feature.name for feature in found.features] == ["carrier", "distance"]

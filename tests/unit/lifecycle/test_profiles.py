@@ -17,17 +17,12 @@ from evergreen.lifecycle.numberprofiles import NumberProfile
 from evergreen.lifecycle.profiles import ReferenceProfile, confidence, reference_profile
 from evergreen.lifecycle.textdrift import TextProfile
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import FEATURES, example_rows
 from tests.lifelike import Life
 from tests.origins import store_origin
 
 IMPORTANCE = {"wind": 0.3, "carrier": 0.1, "gust": -0.02}
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 def profiled(

@@ -29,11 +29,6 @@ DAY = "2013-01-03"
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
-
-
-@pytest.fixture
 def example(tmp_path: Path) -> Declaration:
     return declare(tmp_path)
 

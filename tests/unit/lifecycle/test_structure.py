@@ -8,8 +8,7 @@ import pytest
 
 from evergreen.declaration import Declaration
 from evergreen.lifecycle.validation import validate
-from evergreen.workspace import Workspace
-from tests.builders import declare, snapshot_of, store_frame, workspace_in
+from tests.builders import declare, snapshot_of, store_frame
 from tests.validated import (
     ROWS,
     WEATHER,
@@ -21,11 +20,6 @@ from tests.validated import (
     weather,
     with_values,
 )
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 @pytest.fixture

@@ -14,13 +14,8 @@ from evergreen.errors import TrainingError, UnavailableError
 from evergreen.lifecycle import registry, tracking
 from evergreen.lifecycle.connection import address
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import AS_OF
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 @pytest.fixture

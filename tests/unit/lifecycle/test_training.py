@@ -31,15 +31,10 @@ from evergreen.lifecycle.registry import logged_metadata, model_folder
 from evergreen.lifecycle.sets import read_rows
 from evergreen.lifecycle.training import refit, train
 from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
+from tests.builders import declare
 from tests.feature_sets import AS_OF, DAYS, START, example_rows, store_features
 
 TREES = "sklearn.ensemble.HistGradientBoostingClassifier"
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 def _declare(workspace: Workspace, task: str = "binary", **training: Any) -> Declaration:

@@ -15,7 +15,7 @@ from evergreen.lifecycle import validation
 from evergreen.lifecycle.contracts import Partition
 from evergreen.lifecycle.validation import validate
 from evergreen.workspace import Workspace
-from tests.builders import declare, snapshot_of, store_frame, workspace_in
+from tests.builders import declare, snapshot_of, store_frame
 from tests.validated import (
     ROWS,
     WEATHER,
@@ -31,11 +31,6 @@ from tests.validated import (
 )
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return workspace_in(tmp_path)
 
 
 @pytest.fixture
