@@ -2,148 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from evergreen.declaration import Declaration
 from evergreen.errors import ConflictError
 from evergreen.ledger import records
-from evergreen.ledger.tables import DecisionRow, MeasurementRow, PartitionRow, PromotionRow
-from evergreen.lifecycle import escalation, golive, rollback
-from evergreen.lifecycle.arbitration import arbitrate
-from evergreen.lifecycle.contracts import EscalationReport, Rollback
+from evergreen.ledger.tables import MeasurementRow, PromotionRow
+from evergreen.lifecycle import escalation
 from evergreen.lifecycle.windows import windows_of
 from evergreen.operators.escalation import _question
-from evergreen.workspace import Workspace
 from tests.builders import declare, workspace_in
-
-START = datetime(2013, 1, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
-
-
-@dataclass
-class Past:
-    """A model's past, written straight into its ledger, a day at a time."""
-
-    workspace: Workspace
-    declaration: Declaration
-    day: int = 0
-    version: int = 0
-    signals: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def now(self) -> datetime:
-        return START + self.day * DAY
-
-    def window(self, *violates: str, judged: bool = True) -> str:
-        """A day that the live version answered, landed and measured."""
-        start, self.day = self.now, self.day + 1
-        key = f"{start:%Y-%m-%d}"
-        kind = "performance" if {"performance", "target", "concept"} & {*violates} else "drift"
-        maturity = {self.now.isoformat(): 100}
-        with self.workspace.ledger.write() as session:
-            session.add(
-                PartitionRow(
-                    model="example", key=key, revision=1, start=start, end=self.now, digest=key,
-                    rows=100, late=False, files={}, maturity=maturity, source="data",
-                )
-            )  # fmt: skip
-            for each in ("drift", "performance"):
-                session.add(
-                    MeasurementRow(
-                        model="example", kind=each, window=key, version=str(self.version),
-                        start=start, end=self.now, as_of=self.now, sequence=self.day,
-                        digest="", judged=judged, violates=[*violates] if each == kind else [], evidence={},
-                    )
-                )  # fmt: skip
-            for cause in {"performance" if v == "performance" else "drift" for v in violates}:
-                evidence = {"window": key, "version": str(self.version)}
-                records.raise_signal(
-                    session, "example", cause, f"{key}/{self.version}", self.now, evidence
-                )
-        return key
-
-    def promote(self, run_id: str) -> None:
-        with self.workspace.ledger.write() as session:
-            live = records.champion(session, "example")
-            position = live.position + 1 if live else 1
-            self.version = position
-            session.add(
-                PromotionRow(
-                    model="example", position=position, run_id=run_id,
-                    version=str(self.version), replaced=None, kind="promote", reason="better",
-                    as_of=self.now, mlflow_run="r", model_uri="u", snapshot_uri="s",
-                    snapshot_digest="d", trained_through=self.now, origin={},
-                )
-            )  # fmt: skip
-
-    def decide(self, run_id: str | None = None) -> Any:
-        return arbitrate(self.declaration, self.workspace, run_id=run_id or f"run {self.day}")
-
-    def retrain(self, outcome: str) -> Any:
-        """Decide, and end the run so, when it is one."""
-        decision = self.decide()
-        if decision.action == "retrain":
-            if outcome == "promoted":
-                self.promote(decision.run_id)
-            with self.workspace.ledger.write() as session:
-                row = session.get_one(DecisionRow, decision.id)
-                records.conclude(session, row, outcome, "for the test")
-        return decision
-
-    def promotion(self, version: int) -> PromotionRow:
-        with self.workspace.ledger.read() as session:
-            row = records.promotion_of_version(session, "example", str(version))
-        assert row is not None
-        return row
-
-    def roll_back(
-        self, *, person: str | None = None, version: str | None = None, run_id: str | None = None
-    ) -> Rollback:
-        """Return to an earlier version, where nothing has to follow the ledger's row."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(golive, "carry_out", lambda *_: golive.Carried())
-            done = rollback.roll_back(
-                self.declaration, self.workspace, run_id=run_id or f"rollback {self.day}",
-                reason="its answers are NaN", person=person, version=version,
-            )  # fmt: skip
-        self.version = int(done.version)
-        return done
-
-    def verify(self) -> None:
-        with self.workspace.ledger.write() as session:
-            live = records.champion(session, "example")
-            assert live is not None
-            records.add_event(session, live, "verified", {})
-
-    def asked(self) -> EscalationReport:
-        found = escalation.open_escalation(self.declaration, self.workspace)
-        assert found is not None
-        return found
-
-    def standing(self) -> escalation.Standing:
-        with self.workspace.ledger.read() as session:
-            return escalation.standing(session, self.declaration)
-
-    def answer(self, said: str) -> None:
-        escalation.answer(
-            self.declaration, self.workspace, self.asked().id, run_id=f"answer {self.day}",
-            answer=said, person="ann", comment="seen",  # type: ignore[arg-type]  # a parameter
-        )  # fmt: skip
-
-
-@pytest.fixture
-def past(tmp_path: Path) -> Past:
-    """Version 1 is live; two of three drifting, or bad, days ask for a retrain."""
-    often = {"violations": 2, "of": 3}
-    declared = declare(tmp_path, triggers={"drift": often, "performance": often})
-    begun = Past(workspace_in(tmp_path), declared)
-    begun.promote("first")
-    return begun
+from tests.past import DAY, START, Past
 
 
 def test_drift_that_retraining_cant_mend_stops_at_p1_after_two_runs(past: Past) -> None:
@@ -356,48 +226,6 @@ def test_a_version_that_came_back_is_judged_by_its_own_new_windows(past: Past) -
     assert any("before version 1 came back" in reason for reason in past.decide().reasons)
 
 
-def drifting(past: Past, outcome: str) -> Any:
-    """Two drifting days, and the retrain they ask for."""
-    past.window("inputs")
-    past.window("inputs")
-    decision = past.retrain(outcome)
-    assert decision.action == "retrain"
-    return decision
-
-
-def test_a_rollback_by_machine_stops_it_until_a_person_acknowledges(past: Past) -> None:
-    past.verify()
-    decision = drifting(past, "promoted")
-    past.roll_back()
-    asked, now = past.asked(), past.standing()
-    assert (asked.cause, asked.run_id, asked.futile) == ("rollback", decision.run_id, 0)
-    assert (now.priority, now.last) == ("P1", None)
-    told = list(asked.describe())
-    assert told[0] == f"P1: a version was sent back by machine; its retrain was {decision.run_id}"
-    assert "version 2 was rolled back by machine, to version 1: its answers are NaN." in told[1]
-    assert not any("futile" in line for line in told)
-    past.window("inputs")
-    past.window("inputs")
-    stopped = past.decide()
-    assert stopped.action == "investigate"
-    assert "version 2 was rolled back by machine" in stopped.reasons[-2]
-    past.answer("declined")
-    past.window("inputs")
-    assert past.decide().action == "investigate"
-    past.answer("acknowledged")
-    assert past.decide("again").action == "retrain"
-
-
-def test_what_a_person_is_asked_after_a_rollback(past: Past) -> None:
-    past.verify()
-    drifting(past, "promoted")
-    past.roll_back()
-    lines = _question(past.declaration, past.asked())
-    assert any("version 2 was rolled back by machine, to version 1" in line for line in lines)
-    assert "A version that was rolled back stays quarantined." in lines
-    assert not any("retrains in a row" in line for line in lines)
-
-
 def test_what_a_person_is_asked_when_retraining_did_not_help(past: Past) -> None:
     for _ in range(6):
         past.window("inputs")
@@ -405,98 +233,3 @@ def test_what_a_person_is_asked_when_retraining_did_not_help(past: Past) -> None
     lines = _question(past.declaration, past.asked())
     assert any(line.startswith("Priority P1; 2 futile retrains in a row") for line in lines)
     assert not any("quarantine" in line for line in lines)
-
-
-def test_a_rollback_by_a_person_stops_nothing_but_was_futile(past: Past) -> None:
-    past.verify()
-    decision = drifting(past, "promoted")
-    past.window()  # it even looked mended
-    assert past.standing().futile == 0
-    past.roll_back(person="ann")
-    assert escalation.open_escalation(past.declaration, past.workspace) is None
-    now = past.standing()
-    assert (now.futile, now.priority, now.last and now.last.run_id) == (1, "P2", decision.run_id)
-
-
-def test_the_second_version_rolled_back_in_a_row_is_one_too_many(past: Past) -> None:
-    past.verify()
-    drifting(past, "promoted")
-    past.roll_back(person="ann")
-    drifting(past, "promoted")
-    past.roll_back(person="ann", run_id="again")
-    past.window("inputs")
-    assert past.decide().action == "investigate"
-    asked = past.asked()
-    assert (asked.cause, asked.futile) == ("futile", 2)
-    assert "version 4 went live and was rolled back" in asked.reason
-
-
-def test_a_useful_retrain_stays_so_when_its_version_is_undone_at_another_promotion(
-    past: Past,
-) -> None:
-    """Version 2 mended it; long after, it came back by a rollback, and that was undone."""
-    past.verify()
-    decision = drifting(past, "promoted")
-    past.window()
-    past.verify()
-    past.promote("by hand")
-    past.roll_back(person="ann", version="2", run_id="to 2")
-    past.roll_back(person="ann", version="1", run_id="to 1")
-    with past.workspace.ledger.read() as session:
-        row = session.get_one(DecisionRow, decision.id)
-        assert escalation.was_futile(session, past.declaration, row) is False
-
-
-def test_an_acknowledged_rollback_counts_futile_retrains_anew(past: Past) -> None:
-    """The retrain that put the version live may be long ago; futile ones came after it."""
-    past.verify()
-    drifting(past, "promoted")
-    past.window()
-    drifting(past, "reject")
-    assert past.standing().futile == 1
-    past.roll_back()
-    assert past.asked().futile == 1
-    past.answer("acknowledged")
-    assert (past.standing().futile, past.standing().stopped) == (0, None)
-    drifting(past, "reject")
-    assert past.standing().futile == 1
-
-
-def test_a_rollback_while_it_is_stopped_says_both(past: Past) -> None:
-    past.verify()
-    drifting(past, "promoted")
-    past.window()
-    for _ in range(6):
-        past.window("inputs")
-        past.retrain("reject")
-    first = past.asked()
-    past.roll_back()
-    asked = past.asked()
-    assert (asked.cause, asked.futile) == ("rollback", 2)
-    assert asked.reason.endswith(
-        f"Automatic retraining had stopped before that, too: {first.reason}"
-    )
-    past.answer("acknowledged")
-    assert past.standing().stopped is None
-
-
-def test_windows_of_a_champion_that_came_back_begin_with_its_return(past: Past) -> None:
-    """Nothing that the undone version answered, nor its own past, speaks for it."""
-    past.window("inputs")
-    past.verify()
-    drifting(past, "promoted")
-    past.window("performance")
-    past.window("performance")
-    past.roll_back()
-    past.answer("acknowledged")
-    assert past.standing().priority is None
-    decision = past.decide("returned")
-    assert decision.action == "suppress"
-    assert any("was version 2's; version 1 is live" in reason for reason in decision.reasons)
-    live = past.promotion(1)
-    assert (live.kind, live.as_of) == ("rollback", past.now)
-    key = past.window("inputs")
-    with past.workspace.ledger.read() as session:
-        assert [window.key for window in windows_of(session, live)] == [key]
-    past.window("inputs")
-    assert past.decide("later").cause == "drift"
