@@ -69,7 +69,6 @@ TOGETHER = {
         "columns": "test_payloads",
         "connections": "../security/test_serving",
         "following": "test_versions",
-        "loading": "test_versions",
         "onlinestore": "test_online",
         "outcomes": "test_answering",
         "predicting": "test_answering",

@@ -17,8 +17,9 @@ from evergreen.serving.security import Door
 from evergreen.serving.server import Running
 from tests.served_models import Served, make_served, put_online
 from tests.unit.serving.desk import sit
+from tests.unit.serving.registered import deployment, life
 
-__all__ = ["sit"]
+__all__ = ["deployment", "life", "sit"]
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -7,138 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import count
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
-import pandas as pd
 import pytest
 import requests
 from sklearn.linear_model import LinearRegression
 
-from evergreen.declaration import Declaration, Task
-from evergreen.errors import CorruptError
 from evergreen.lifecycle import connection, registry, tracking
-from evergreen.lifecycle.contracts import Feature
-from evergreen.lifecycle.fitted import FittedModel
-from evergreen.lifecycle.packaging import package
 from evergreen.serving import following
-from evergreen.serving.loading import CURRENT, KEPT, Cache
-from evergreen.serving.versions import Versions
-from evergreen.workspace import Workspace
-from tests.builders import declare, workspace_in
-
-ROWS = pd.DataFrame({"wind": [0.0, 1.0, 2.0], "gust": [5.0, 1.0, 3.0]})
-FEATURES = (Feature(name="wind", type="number"), Feature(name="gust", type="number"))
-SOON = 0.02
-_names = count()
-_logged: dict[tuple[float, str | None], tuple[str, str]] = {}
-"""What was logged once for all tests: by answer, and by model where it is a test's own."""
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """One registry for all tests; each has a model of its own name, and replicas' own homes."""
-    return workspace_in(tmp_path_factory.mktemp("deployment"))
-
-
-class Life:
-    """A model in the registry, and the replicas that a test starts."""
-
-    def __init__(self, deployment: Workspace, folder: Path) -> None:
-        folder.mkdir()
-        self.declaration: Declaration = declare(
-            folder,
-            name=f"model_{next(_names)}",
-            task="regression",
-            evaluation={"primary": "mean_absolute_error"},
-        )
-        self.registry, self.workspace = deployment, replace(deployment, home=folder)
-        self.started: list[Versions] = []
-
-    @property
-    def name(self) -> str:
-        return self.declaration.name
-
-    @property
-    def kept(self) -> Path:
-        return self.workspace.home / "serving" / self.name / "versions"
-
-    def register(
-        self, answer: float, *, estimator: Any = None, examples: bool = True, own: bool = False
-    ) -> str:
-        """A version that answers every row with ``answer``.
-
-        :param own: whether its files are no other test's, so that they may be broken.
-        """
-        made = (answer, self.name if own or estimator or not examples else None)
-        if made not in _logged:
-            _logged[made] = self.log(answer, estimator, examples=examples)
-        return registry.register_version(self.registry, self.declaration, *_logged[made], {})
-
-    def log(self, answer: float, estimator: Any, *, examples: bool) -> tuple[str, str]:
-        """A logged model: its run and URI."""
-        made = estimator or LinearRegression().fit(ROWS, [answer] * len(ROWS))
-        fitted = FittedModel(made, Task.REGRESSION, FEATURES)
-        key = f"{self.name}/{answer}"
-        run = tracking.find_or_create_run(self.registry, self.declaration, key, {})
-        packed = package(self.declaration, fitted, ROWS if examples else None)
-        return run, registry.log_model(self.registry, run, "model", made, tags={}, **packed)
-
-    def point(self, number: str | None, alias: str = "champion") -> None:
-        if number is None:
-            registry.delete_alias(self.registry, self.name, alias)
-        else:
-            registry.set_alias(self.registry, self.name, alias, number)
-
-    def artifact(self, number: str) -> Path:
-        """The file of a version in the store."""
-        found = tracking.client(self.registry).get_model_version(self.name, number)
-        logged = tracking.client(self.registry).get_logged_model(found.source.split("/")[-1])
-        return Path(logged.artifact_location.removeprefix("file://")) / "model.skops"
-
-    def replica(self, **changed: Any) -> Versions:
-        workspace = replace(self.workspace, **changed)
-        self.started.append(Versions(self.declaration, workspace, every=SOON))
-        return self.started[-1]
-
-
-@pytest.fixture
-def life(deployment: Workspace, tmp_path: Path) -> Iterator[Life]:
-    made = Life(deployment, tmp_path / "replica")
-    yield made
-    for versions in made.started:
-        versions.stop()
-
-
-def bring_back(life: Life, file: Path) -> None:
-    """The registry as ``file``, whole at once: of half a database MLflow makes a new one."""
-    aside = file.with_suffix(".aside")
-    shutil.copy(life.registry.home / "mlflow.db", aside)
-    aside.replace(file)
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it didn't come"
-        time.sleep(0.01)  # replicas look at the registry in threads of their own
-
-
-def answer(versions: Versions) -> float:
-    assert versions.champion
-    return float(versions.champion.fitted.predict(ROWS)[0])
-
-
-def flip(file: Path) -> bytes:
-    """Change one byte of a file; returns what it held."""
-    content = file.read_bytes()
-    middle = len(content) // 2
-    file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    return content
+from evergreen.serving.loading import Cache
+from tests.unit.serving.registered import ROWS, SOON, Life, answer, bring_back, flip, until
 
 
 @contextmanager
@@ -444,43 +324,6 @@ def test_an_unreachable_registry_at_the_start_is_told_soon(
     assert versions.state()["version"] is None
 
 
-def test_a_start_without_registry_takes_the_champion_from_the_cache(life: Life) -> None:
-    number = life.register(1.0)
-    life.point(number)
-    before = life.replica()
-    before.start()
-    before.stop()
-    away = life.workspace.home / "mlflow.db"
-    versions = life.replica(tracking_uri=f"sqlite:///{away}")
-    versions.start()
-    state = versions.state()
-    assert (state["version"], state["wanted"], state["from_cache"]) == (number, number, True)
-    assert "there is no such file" in state["registry_problem"]
-    assert not away.exists()
-    assert answer(versions) == pytest.approx(1.0)
-    cached = versions.champion
-    bring_back(life, away)
-    until(lambda: not versions.state()["from_cache"])
-    until(lambda: versions.state()["registry_problem"] is None)  # once each alias has been asked
-    assert versions.champion is cached, "the registry says that it is the very same"
-
-
-def test_a_changed_cache_is_not_served(life: Life) -> None:
-    number = life.register(1.0)
-    life.point(number)
-    before = life.replica()
-    before.start()
-    before.stop()
-    (folder,) = life.kept.glob(f"{number}-*")
-    flip(folder / "model.skops")
-    versions = life.replica(tracking_uri=f"sqlite:///{life.workspace.home}/nowhere.db")
-    versions.start()
-    assert versions.champion is None
-    again = life.replica()
-    again.start()
-    assert answer(again) == pytest.approx(1.0), "it is downloaded anew"
-
-
 def test_a_registry_that_goes_away_stops_no_answers(life: Life) -> None:
     first, second = life.register(1.0), life.register(2.0)
     life.point(first)
@@ -584,46 +427,3 @@ def test_versions_of_before_digests_and_examples_are_taken_and_it_is_said(life: 
     (note,) = versions.state()["notes"].values()
     assert note.startswith("registered without a digest of its files: taken as they are; logged")
     assert "takes no row of nothing (ValueError" in note, "a linear model knows no missing value"
-
-
-def test_the_cache_keeps_the_versions_used_last_and_those_in_memory(life: Life) -> None:
-    numbers = [life.register(float(n)) for n in range(KEPT + 3)]
-    versions = life.replica()
-    versions.start()
-    for number in numbers:
-        life.point(number)
-        until(lambda number=number: versions.state()["version"] == number)
-
-    def kept() -> set[str]:
-        return {path.name.split("-")[0] for path in life.kept.iterdir() if path.is_dir()}
-
-    until(lambda: kept() == set(numbers[-KEPT:]))  # a version answers before old ones are removed
-    assert (life.kept / CURRENT).exists()
-    assert not list(life.kept.glob(".*")), "nothing is left aside"
-
-
-def test_what_a_killed_process_left_aside_is_removed(tmp_path: Path) -> None:
-    left, alive = tmp_path / ".7-abc.999999999-00", tmp_path / ".8-abc.1-00"
-    left.mkdir()
-    alive.mkdir()
-    (tmp_path / f".{CURRENT}.999999999-00").write_text("{")
-    Cache(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [alive.name]
-
-
-def test_a_torn_note_of_the_champion_is_none(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    for content in ("", "{", "[]", '{"version": "7"}', '{"version": "7", "digest": "abc"}'):
-        (tmp_path / CURRENT).write_text(content)
-        assert cache.champion() is None
-
-
-def test_two_replicas_may_download_into_one_cache(life: Life) -> None:
-    number = life.register(1.0)
-    digest = registry.registered_digest(life.registry, life.name, number)
-    one, other = Cache(life.kept), Cache(life.kept)
-    first = one.download(life.registry, life.name, number, digest)
-    assert other.download(life.registry, life.name, number, digest) == first
-    with pytest.raises(CorruptError, match="they were changed"):
-        one.download(life.registry, life.name, number, "0" * 64)
-    assert [path for path in life.kept.iterdir() if path.name.startswith(".")] == []
