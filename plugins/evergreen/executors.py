@@ -158,6 +158,7 @@ def warm_up(modules: Iterable[str]) -> None:
     try:
         skipped = preload(names)
         _read_distributions()
+        _compile_templates()
     finally:
         gc.enable()
     _start_forks()
@@ -183,6 +184,16 @@ def _read_distributions() -> None:
     except ImportError:
         return  # said by `preload`; saving a model in a task says it again
     warn_dependency_requirement_mismatches(["mlflow"])
+
+
+def _compile_templates() -> None:
+    """Let the pages of a validation find their templates compiled."""
+    try:
+        from evergreen.lifecycle.expectations import compile_templates
+
+        compile_templates()
+    except ImportError:
+        return  # said by `preload`
 
 
 class WarmLocalExecutor(LocalExecutor):

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -165,12 +166,13 @@ def run_suite(
     mine = [(entry, expectation) for entry, expectation in built if entry.source == source]
     if not mine:
         return Outcome()
-    batch = _batch(source, frame)
+    validator = _validator(source, frame)
     findings, results = [], []
     for entry, expectation in mine:
         by_row = _looks_at_rows(expectation)
         listing = entry.on_failure == "quarantine" and by_row
-        result = _validate(batch, expectation, "COMPLETE" if listing else "SUMMARY")
+        validator.result_format = "COMPLETE" if listing else "SUMMARY"
+        result = _validate(validator, expectation)
         findings.append(_finding(entry, by_row, result))
         for long in ("unexpected_list", "unexpected_index_list", "unexpected_index_query"):
             result.result.pop(long, None)
@@ -210,14 +212,18 @@ def _great_expectations() -> Any:
     return great_expectations
 
 
-def _batch(source: str, frame: pd.DataFrame) -> Any:
-    """The rows as a GX batch in a context of its own: in memory, no folder, no progress bars."""
+def _validator(source: str, frame: pd.DataFrame) -> Any:
+    """GX's validator of the rows, in a context of its own: in memory, no folder, no progress bars.
+
+    One for all expectations: a batch that is asked makes one, and hashes the rows, for each anew.
+    """
     gx = _great_expectations()
     from great_expectations.data_context.types.base import (
         DataContextConfig,
         InMemoryStoreBackendDefaults,
         ProgressBarsConfig,
     )
+    from great_expectations.validator.v1_validator import Validator
 
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(),
@@ -227,15 +233,15 @@ def _batch(source: str, frame: pd.DataFrame) -> Any:
     context = gx.get_context(mode="ephemeral", project_config=config)
     asset = context.data_sources.add_pandas("evergreen").add_dataframe_asset(source)
     definition = asset.add_batch_definition_whole_dataframe("partition")
-    return definition.get_batch(batch_parameters={"dataframe": frame})
+    return Validator(definition, batch_parameters={"dataframe": frame})
 
 
-def _validate(batch: Any, expectation: Any, result_format: str) -> Any:
+def _validate(validator: Any, expectation: Any) -> Any:
     """GX's result. What GX lets through as an exception becomes a failed one with its message."""
     from great_expectations.core import ExpectationValidationResult
 
     try:
-        return batch.validate(expectation, result_format=result_format)
+        return validator.validate_expectation(expectation)
     except Exception as error:  # noqa: BLE001 - whatever it is, the expectation wasn't met
         raised = {"raised_exception": True, "exception_message": f"{type(error).__name__}: {error}"}
         return ExpectationValidationResult(
@@ -311,7 +317,6 @@ def _pages(
         ExpectationSuitePageRenderer,
         ValidationResultsPageRenderer,
     )
-    from great_expectations.render.view.view import DefaultJinjaPageView
 
     met = sum(bool(result.success) for result in results)
     counts = {
@@ -330,12 +335,28 @@ def _pages(
     # Through JSON, as GX's own store would: its renderer chokes on numpy's numbers.
     plain = expectationSuiteValidationResultSchema.loads(json.dumps(whole.to_json_dict()))
     suite = ExpectationSuite(name=source, expectations=[expectation for _, expectation in mine])
-    view = DefaultJinjaPageView()
+    view = _view()
     for path, renderer, content in (
         (f"validations/{source}/{folder}/index.html", ValidationResultsPageRenderer(), plain),
         (f"expectations/{source}.html", ExpectationSuitePageRenderer(), suite),
     ):
         yield path, _steady(view.render(renderer.render(content), show_how_to_buttons=False))
+
+
+@cache
+def _view() -> Any:
+    """What fills in GX's templates; one, for each compiles all of them anew."""
+    from great_expectations.render.view.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
+
+
+def compile_templates() -> None:
+    """Compile the templates of GX's pages, for this process and those that are forked from it."""
+    _great_expectations()
+    templates = _view().env
+    for name in templates.list_templates(extensions=["j2"]):
+        templates.get_template(name)
 
 
 def _steady(page: str) -> str:

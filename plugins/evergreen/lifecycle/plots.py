@@ -34,11 +34,26 @@ def figures(
     yield "importance", _importance(importance)
 
 
-def _figure(width: float = 5.0, columns: int = 1, height: float = 4.5) -> tuple[Figure, list[Axes]]:
+def _figure(
+    width: float = 5.0, columns: int = 1, height: float = 4.5, left: float = 1.0
+) -> tuple[Figure, list[Axes]]:
+    """Axes side by side; all lengths in inches, ``left`` of each one's labels.
+
+    The margins are given (room for numbers of seven characters): a layout that measures every text
+    takes as long as the drawing.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    return figure, [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    figure, whole, between = Figure(figsize=(width * columns, height)), width * columns, left + 0.15
+    axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
+    figure.subplots_adjust(
+        left=left / whole,
+        right=1 - 0.15 / whole,
+        bottom=0.6 / height,
+        top=1 - 0.4 / height,
+        wspace=between / (width - between),
+    )
+    return figure, axes
 
 
 def _calibration(task: Task, labels: Array, answers: Mapping[str, Array]) -> Figure:
@@ -86,7 +101,8 @@ def _residuals(labels: Array, predictions: Array) -> Figure:
 
 def _importance(importance: Mapping[str, float]) -> Figure:
     top = sorted(importance.items(), key=lambda item: item[1])[-TOP:]
-    figure, (axes,) = _figure(width=6.0, height=1.0 + 0.25 * max(len(top), 4))
+    left = 0.3 + 0.1 * max([4, *(len(name) for name, _ in top)])  # 0.1: capitals of 10 points
+    figure, (axes,) = _figure(width=4.5 + left, height=1.0 + 0.25 * max(len(top), 4), left=left)
     axes.barh([name for name, _ in top], [value for _, value in top])
     axes.set(xlabel="loss of the primary metric when shuffled", title="Permutation importance")
     return figure

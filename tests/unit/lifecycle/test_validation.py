@@ -5,14 +5,16 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
 import pytest
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError
-from evergreen.lifecycle import validation
+from evergreen.lifecycle import expectations, validation
 from evergreen.lifecycle.contracts import Partition
+from evergreen.lifecycle.expectations import compile_templates
 from evergreen.lifecycle.validation import validate
 from evergreen.workspace import Workspace
 from tests.builders import declare, snapshot_of, store_frame
@@ -275,3 +277,12 @@ def test_the_page_of_the_newest_partition_is_kept(declaration, workspace):
     for page in ("expectations/data.html", "validations/data/2013-01-01/1/index.html"):
         assert f'href="{page}"' in index
         assert "distance" in workspace.store.read_bytes(folder + page).decode()
+
+
+def test_with_templates_compiled_no_page_compiles_any(declaration, workspace, monkeypatch):
+    """As in a task that is forked from a warm worker."""
+    expectations._view.cache_clear()
+    compile_templates()
+    monkeypatch.setattr(jinja2.Environment, "compile", None)
+    declaration = suite(declaration, between("distance", 0, 10), between("absent", 0, 1))
+    assert of(declaration, workspace, flights()).report is not None
