@@ -355,7 +355,7 @@ def compile_templates() -> None:
     """Compile the templates of GX's pages, for this process and those that are forked from it."""
     _great_expectations()
     templates = _view().env
-    for name in templates.list_templates(extensions=["j2"]):
+    for name in templates.list_templates(extensions=["j2", "css"]):
         templates.get_template(name)
 
 
