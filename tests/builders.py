@@ -26,7 +26,7 @@ def workspace_in(folder: Path) -> Workspace:
         home=furnish(folder),
         ledger=Ledger(f"sqlite:///{folder}/ledger.db"),
         store=Store(f"file://{folder}/store"),
-        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        tracking=lambda: f"sqlite:///{folder}/mlflow.db",
     )
 
 

@@ -34,7 +34,7 @@ os.environ |= {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
-    "OMP_NUM_THREADS": "1",  # two processes for two cores: what runs side by side are tests
+    "OMP_NUM_THREADS": "1",  # what runs side by side are tests: three processes for two cores
     "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -113,7 +113,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest first: of two processes none shall wait for the other at the end."""
+    """Longest first: of several processes none shall wait for another at the end."""
     longest: dict[Path, float] = {}
     for item in items:
         minutes = sum(mark.args[0] for mark in item.iter_markers("minutes"))

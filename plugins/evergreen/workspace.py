@@ -8,8 +8,9 @@ environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Workspace:
     :ivar home: local folder for what is rebuilt when lost, and for the embedded defaults.
     :ivar ledger: the record.
     :ivar store: the artifacts.
-    :ivar tracking_uri: MLflow's tracking server or database, also its registry.
+    :ivar tracking: finds ``tracking_uri`` when it is first asked for: many stages never do.
     :ivar feature_store: a ``feature_store.yaml`` of Feast's that says which registry, offline and
         online store are used; None for files below the home folder.
     """
@@ -42,7 +43,7 @@ class Workspace:
     home: Path
     ledger: Ledger
     store: Store
-    tracking_uri: str = field(repr=False)  # a database's may hold a password
+    tracking: Callable[[], str] = field(repr=False, compare=False)
     feature_store: Path | None = None
 
     @classmethod
@@ -53,13 +54,15 @@ class Workspace:
         ledger_url: str | None = None,
         store_uri: str | None = None,
         store_options: Mapping[str, Any] | None = None,
-        tracking_uri: str | None = None,
+        tracking: Callable[[], str | None] = lambda: None,
     ) -> Workspace:
         """Read ``EVERGREEN_HOME``, ``EVERGREEN_LEDGER_URL``, ``EVERGREEN_STORE_URI``,
         ``EVERGREEN_FEATURE_STORE`` and ``MLFLOW_TRACKING_URI``; what isn't set lies below the home
         folder.
 
         The keyword arguments, when given, win over the environment.
+
+        :param tracking: finds the address, or None for the environment's.
         """
         for key, value in QUIET.items():
             os.environ.setdefault(key, value)
@@ -74,13 +77,21 @@ class Workspace:
             store=Store(
                 store_uri or env.get("EVERGREEN_STORE_URI") or f"file://{home}/store", store_options
             ),
-            tracking_uri=tracking_uri
-            or env.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{home}/mlflow.db",
+            tracking=lambda: (
+                tracking() or env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
+            ),
             feature_store=Path(features)
             if (features := env.get("EVERGREEN_FEATURE_STORE"))
             else None,
         )
+
+    @cached_property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking server or database, also its registry; may hold a password.
+
+        :raises DeclarationError: when what says it can't be used.
+        """
+        return self.tracking()
 
     def landing_uri(self, uri: str) -> str:
         """A declared URI as it is meant: a relative one lies below the home folder."""

@@ -99,7 +99,7 @@ def _declaration() -> Declaration:
 
 
 def _workspace() -> Workspace:
-    return Workspace(FOLDER, Ledger(f"sqlite:///{FOLDER}/ledger.db"), STORE, "")
+    return Workspace(FOLDER, Ledger(f"sqlite:///{FOLDER}/ledger.db"), STORE, lambda: "")
 
 
 def _prepare() -> float:

@@ -40,20 +40,22 @@ class ConnectionHook(BaseHook):
         super().__init__()
         self.conn_id = conn_id or self.default_conn_name
         self._secrets: set[str] = set()
+        self._connection: Connection | None = None
 
     def connection(self) -> Connection:
-        """The Connection, its password hidden from logs from here on.
+        """The Connection, looked up once; its password hidden from logs from here on.
 
         :raises AirflowNotFoundException: when there is none.
         """
-        found = self.get_connection(self.conn_id)
-        self.hide(found.password)
-        return found
+        if self._connection is None:
+            self._connection = self.get_connection(self.conn_id)
+            self.hide(self._connection.password)
+        return self._connection
 
     def found(self) -> bool:
         """Whether there is such a Connection."""
         try:
-            self.get_connection(self.conn_id)
+            self.connection()
         except AirflowNotFoundException:
             return False
         return True

@@ -96,13 +96,13 @@ def _environment(workspace: Workspace, home: str) -> dict[str, str]:
     that production gave.
     """
     package = str(Path(evergreen.__file__).parents[1])
-    before = os.environ.get("PYTHONPATH")
+    before, tracking = os.environ.get("PYTHONPATH"), workspace.tracking_uri
     return {
-        **os.environ,
+        **os.environ,  # with what MLflow is asked with, now that its address is known
         "EVERGREEN_HOME": home,
         "EVERGREEN_STORE_URI": f"file://{home}/store",
         "EVERGREEN_LEDGER_URL": workspace.ledger.url.render_as_string(hide_password=False),
-        "MLFLOW_TRACKING_URI": workspace.tracking_uri,
+        "MLFLOW_TRACKING_URI": tracking,
         "PYTHONPATH": os.pathsep.join([package, *([before] if before else [])]),
         "PYTHONUNBUFFERED": "1",
     }

@@ -158,7 +158,7 @@ def run_order(order: TrainingOrder, models: Path) -> TrainedModel:
             f"{models / order.model}: the image holds the model as {found[:12]}, ordered is "
             f"{order.code_digest[:12]}. Build the image from the same commit as the DAG bundle."
         )
-    workspace = Workspace.from_environment(store_uri=order.store, tracking_uri=order.tracking)
+    workspace = Workspace.from_environment(store_uri=order.store, tracking=lambda: order.tracking)
     decision = Decision.load(workspace.store, order.decision)
     feature_set = FeatureSet.load(workspace.store, order.features)
     return train(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from evergreen.declaration import Declaration
-from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.hooks.workspace import workspace_of
 from evergreen.operators.base import DECLINED, Observed, TellsLineage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ApprovePromotionOperator(TellsLineage, ApprovalOperator):
         return answer
 
     def _given(self) -> Observed:
-        return Observed(WorkspaceHook().get_conn().store, [self.decision, self.verdict])
+        return Observed(workspace_of(self.model).store, [self.decision, self.verdict])
 
 
 def approval(model: Declaration, decision: Any, verdict: Any) -> list[ApprovePromotionOperator]:

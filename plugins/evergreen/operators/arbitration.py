@@ -8,6 +8,7 @@ from airflow.sdk import DagRunState
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from evergreen.declaration import Declaration
+from evergreen.hooks.workspace import workspace_of
 from evergreen.operators.base import (
     DECLINED,
     REFUSED,
@@ -79,10 +80,9 @@ class ConcludeRunOperator(StageOperator):
         super().__init__(model=model, **kwargs)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
-        from evergreen.hooks.workspace import WorkspaceHook
         from evergreen.lifecycle.arbitration import conclude
 
-        workspace, run_id = WorkspaceHook().get_conn(), context["dag_run"].run_id
+        workspace, run_id = workspace_of(self.model), context["dag_run"].run_id
         outcome = conclude(
             self.model,
             workspace,

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from evergreen.declaration import Declaration
 from evergreen.errors import DeclarationError, RefusalError
-from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.hooks.workspace import workspace_of
 from evergreen.lifecycle.resources import Meter
 from evergreen.notifications import ModelNotifier
 from evergreen.operators.resources import account
@@ -101,7 +101,7 @@ class StageOperator(TellsLineage, BaseOperator, SkipMixin):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Run the stage. A refusal ends the task at once; anything else may be retried."""
         meter = Meter()
-        workspace = _workspace()
+        workspace = workspace_of(self.model)
         seen = self._observed = Observed(workspace.store, [*self._given().values()])
         try:
             result = self.run_stage(workspace, context)
@@ -165,14 +165,6 @@ class StageOperator(TellsLineage, BaseOperator, SkipMixin):
         after = context["task"].get_direct_relatives(upstream=False)
         tasks = [t for t in after if not t.is_teardown and t.task_id not in besides]
         self.skip(ti=context["ti"], tasks=tasks)
-
-
-def _workspace() -> Workspace:
-    """The deployment's places. A Connection that can't be used is not mended by a retry."""
-    try:
-        return WorkspaceHook().get_conn()
-    except DeclarationError as error:
-        raise AirflowFailException(str(error)) from error
 
 
 def _rows(result: Result) -> int | None:

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from evergreen.declaration import Declaration, format_duration
 from evergreen.errors import RefusalError
-from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.hooks.workspace import workspace_of
 from evergreen.notifications import ModelNotifier
 from evergreen.operators.base import Observed, TellsLineage, block
 
@@ -96,7 +96,7 @@ class EscalateOperator(TellsLineage, HITLOperator):
             return self._finish(context, given)
         from evergreen.lifecycle.escalation import open_escalation
 
-        workspace = WorkspaceHook().get_conn()
+        workspace = workspace_of(self.model)
         stopped = open_escalation(self.model, workspace)
         if stopped is None:
             self._skip("it has no open escalation: there is nothing to ask a person")
@@ -117,7 +117,7 @@ class EscalateOperator(TellsLineage, HITLOperator):
         """
         from evergreen.lifecycle.contracts import EscalationReport
 
-        workspace = WorkspaceHook().get_conn()
+        workspace = workspace_of(self.model)
         stopped = EscalationReport.load(workspace.store, escalation)
         answer, comment = "unanswered", None
         person = (event.get("responded_by_user") or {}).get("name")
@@ -175,7 +175,7 @@ class EscalateOperator(TellsLineage, HITLOperator):
         from evergreen.lifecycle.contracts import EscalationReport
         from evergreen.lifecycle.escalation import answer
 
-        workspace, state = WorkspaceHook().get_conn(), context["task_state_store"]
+        workspace, state = workspace_of(self.model), context["task_state_store"]
         seen = self._observed = Observed(workspace.store, [given["escalation"]])
         stopped = EscalationReport.load(workspace.store, given["escalation"])
         told = {name: given[name] for name in ("run_id", "answer", "person", "comment")}
@@ -203,7 +203,7 @@ class EscalateOperator(TellsLineage, HITLOperator):
     def _open(self) -> EscalationReport | None:
         from evergreen.lifecycle.escalation import open_escalation
 
-        return open_escalation(self.model, WorkspaceHook().get_conn())
+        return open_escalation(self.model, workspace_of(self.model))
 
     def _since(self, stopped: EscalationReport, said: EscalationAnswer) -> list[str]:
         """What an answer doesn't change, because of what happened while the task waited."""

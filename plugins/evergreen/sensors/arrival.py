@@ -15,7 +15,7 @@ from airflow.sdk import AssetWatcher
 from airflow.sdk.exceptions import AirflowSkipException
 
 from evergreen.declaration import Declaration, DeclarationError
-from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.hooks.workspace import workspace_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -45,7 +45,7 @@ class AwaitPartitionSensor(S3KeySensor):
         self.model = model
 
     def execute(self, context: Context) -> None:
-        self.bucket_key = expected(self.model, WorkspaceHook().get_conn())
+        self.bucket_key = expected(self.model, workspace_of(self.model))
         if not self.bucket_key:
             raise AirflowSkipException(f"{self.model.name}: no partition is registered yet")
         self.log.info("expected next: %s", ", ".join(self.bucket_key))

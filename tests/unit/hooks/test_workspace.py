@@ -5,18 +5,22 @@ import os
 from pathlib import Path
 
 import pytest
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowFailException
 
 from evergreen.errors import DeclarationError
-from evergreen.hooks.workspace import WorkspaceHook
+from evergreen.hooks.workspace import WorkspaceHook, workspace_of
 from evergreen.lifecycle import asking
+from tests.builders import declare
 
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+TOKEN = "MLFLOW_TRACKING_TOKEN"
 
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path))
-    for name in (*CREDENTIALS, asking.KEY):
+    for name in (*CREDENTIALS, TOKEN, asking.KEY):
         monkeypatch.setenv(name, "")
 
 
@@ -56,8 +60,9 @@ def test_an_address_that_says_not_how_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(
         "AIRFLOW_CONN_EVERGREEN_MLFLOW", '{"conn_type": "generic", "host": "mlflow"}'
     )
+    workspace = WorkspaceHook().get_conn()
     with pytest.raises(DeclarationError, match="Write it whole, like https://"):
-        WorkspaceHook().get_conn()
+        workspace.tracking_uri  # noqa: B018 - it is found when it is asked for
 
 
 def test_the_types_of_their_own_win_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +85,56 @@ def test_other_connections_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", '{"conn_type": "sqlite", "schema": "/tmp/l.db"}')
     workspace = WorkspaceHook(ledger_conn_id="another").get_conn()
     assert workspace.ledger.url.database == "/tmp/l.db"
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The Connections that were asked for, in order; all are there."""
+    asked: list[str] = []
+    there = {
+        "evergreen_ledger": Connection(
+            conn_id="evergreen_ledger", conn_type="postgres", host="db", password="p"
+        ),
+        "evergreen_store": Connection(
+            conn_id="evergreen_store", conn_type="generic", host="s3://bucket/e"
+        ),
+        "evergreen_mlflow": Connection(
+            conn_id="evergreen_mlflow", conn_type="http", host="mlflow", password="p"
+        ),
+        "evergreen_serving": Connection(
+            conn_id="evergreen_serving", conn_type="generic", password="a key"
+        ),
+    }
+
+    def get_connection(_: type[BaseHook], conn_id: str) -> Connection:
+        asked.append(conn_id)
+        return there[conn_id]
+
+    monkeypatch.setattr(BaseHook, "get_connection", classmethod(get_connection))
+    return asked
+
+
+def test_each_is_looked_up_once_and_mlflows_when_its_address_is_asked_for(
+    looked_up: list[str],
+) -> None:
+    workspace = WorkspaceHook().get_conn()
+    assert sorted(looked_up) == ["evergreen_ledger", "evergreen_serving", "evergreen_store"]
+    assert os.environ[TOKEN] == ""
+    assert {workspace.tracking_uri, workspace.tracking_uri} == {"http://mlflow"}
+    assert looked_up[3:] == ["evergreen_mlflow"]
+    assert os.environ[TOKEN] == "p"
+
+
+@pytest.mark.parametrize("replicas", [[], ["http://10.0.0.7:8080"]])
+def test_the_key_is_looked_up_for_models_with_replicas(
+    replicas: list[str], looked_up: list[str], tmp_path: Path
+) -> None:
+    workspace_of(declare(tmp_path, serving={"replicas": replicas}))
+    assert ("evergreen_serving" in looked_up) == bool(replicas)
+    assert os.environ[asking.KEY] == ("a key" if replicas else "")
+
+
+def test_no_retry_mends_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_EVERGREEN_STORE", '{"conn_type": "generic", "host": "here"}')
+    with pytest.raises(AirflowFailException, match="which is no root"):
+        workspace_of(declare(tmp_path))

@@ -29,7 +29,7 @@ def lived(once: Lived, tmp_path: Path) -> Lived:
 
 def test_nothing_bakes(tmp_path: Path, lived: Lived) -> None:
     empty = Workspace(
-        tmp_path, Ledger(f"sqlite:///{tmp_path}/no.db"), lived.workspace.store, "sqlite://"
+        tmp_path, Ledger(f"sqlite:///{tmp_path}/no.db"), lived.workspace.store, lambda: "sqlite://"
     )
     found = look_at_labels(lived.declare(), empty)
     assert (found.outcome, found.reason, found.over) == ("nothing", "no version is live", True)

@@ -34,7 +34,9 @@ def workspace(tmp_path: Path, options: dict[str, Any]) -> Workspace:
     from evergreen.store import Store
 
     store = Store(f"s3://evergreen/{tmp_path.name}", options)
-    return replace(workspace_in(tmp_path), store=store, tracking_uri="https://mlflow.example.com")
+    return replace(
+        workspace_in(tmp_path), store=store, tracking=lambda: "https://mlflow.example.com"
+    )
 
 
 def promote(workspace: Workspace, position: int, version: str) -> None:
@@ -80,7 +82,7 @@ def test_an_archive_of_the_same_content_has_the_same_bytes() -> None:
 
 
 def test_a_store_that_sagemaker_can_not_read_is_refused(tmp_path: Path) -> None:
-    workspace = replace(workspace_in(tmp_path), tracking_uri="https://mlflow.example.com")
+    workspace = replace(workspace_in(tmp_path), tracking=lambda: "https://mlflow.example.com")
     with pytest.raises(DeclarationError, match="which SageMaker can't reach"):
         plan(declared(tmp_path), workspace)
 

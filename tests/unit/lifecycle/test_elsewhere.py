@@ -26,7 +26,7 @@ from tests.builders import workspace_in
 def test_what_can_not_be_reached_from_elsewhere_is_said(
     tmp_path: Path, store: str, tracking: str, words: str
 ) -> None:
-    workspace = replace(workspace_in(tmp_path), store=Store(store), tracking_uri=tracking)
+    workspace = replace(workspace_in(tmp_path), store=Store(store), tracking=lambda: tracking)
     with pytest.raises(DeclarationError, match=words) as error:
         check_reachable(workspace)
     assert "hush" not in str(error.value)

@@ -187,7 +187,7 @@ def test_an_unreachable_address_is_named_without_its_secret_and_soon(
         pytest.importorskip("psycopg2")
     began = perf_counter()
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9") as raised:
-        tracking.experiment_id(replace(workspace, tracking_uri=uri), declaration)
+        tracking.experiment_id(replace(workspace, tracking=lambda: uri), declaration)
     assert "secret" not in str(raised.value)
     assert perf_counter() - began < 20
 

@@ -90,8 +90,10 @@ class Life:
         logged = tracking.client(self.registry).get_logged_model(found.source.split("/")[-1])
         return Path(logged.artifact_location.removeprefix("file://")) / "model.skops"
 
-    def replica(self, **changed: Any) -> Versions:
-        workspace = replace(self.workspace, **changed)
+    def replica(self, tracking_uri: str | None = None) -> Versions:
+        workspace = self.workspace
+        if tracking_uri is not None:
+            workspace = replace(workspace, tracking=lambda: tracking_uri)
         self.started.append(Versions(self.declaration, workspace, every=SOON))
         return self.started[-1]
 
