@@ -34,7 +34,7 @@ os.environ |= {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
-    "OMP_NUM_THREADS": "1",  # what runs side by side are tests: three processes for two cores
+    "OMP_NUM_THREADS": "1",  # what runs side by side are tests: two processes for two cores
     "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
