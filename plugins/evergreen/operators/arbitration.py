@@ -40,7 +40,10 @@ class ArbitrateOperator(StageOperator):
 
     def run_stage(self, workspace: Workspace, context: Context) -> Decision:
         from evergreen.lifecycle.arbitration import arbitrate
+        from evergreen.lifecycle.connection import address
 
+        # Before anything is decided: a retrain that can't ask MLflow shall not use its signals up.
+        self.log.info("MLflow: %s", address(workspace.tracking_uri))
         params, run = context["params"], context["dag_run"]
         manual = None
         if run.run_type == "manual":  # an enum that equals its text, but doesn't print it
