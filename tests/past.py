@@ -13,7 +13,7 @@ from evergreen.ledger import records
 from evergreen.ledger.tables import DecisionRow, MeasurementRow, PartitionRow, PromotionRow
 from evergreen.lifecycle import escalation, golive, rollback
 from evergreen.lifecycle.arbitration import arbitrate
-from evergreen.lifecycle.contracts import EscalationReport, Rollback
+from evergreen.lifecycle.contracts import AnswerName, EscalationReport, Rollback
 from evergreen.workspace import Workspace
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -124,8 +124,8 @@ class Past:
         with self.workspace.ledger.read() as session:
             return escalation.standing(session, self.declaration)
 
-    def answer(self, said: str) -> None:
+    def answer(self, said: AnswerName) -> None:
         escalation.answer(
             self.declaration, self.workspace, self.asked().id, run_id=f"answer {self.day}",
-            answer=said, person="ann", comment="seen",  # type: ignore[arg-type]  # a parameter
+            answer=said, person="ann", comment="seen",
         )  # fmt: skip

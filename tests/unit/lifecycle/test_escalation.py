@@ -10,6 +10,7 @@ from evergreen.errors import ConflictError
 from evergreen.ledger import records
 from evergreen.ledger.tables import MeasurementRow, PromotionRow
 from evergreen.lifecycle import escalation
+from evergreen.lifecycle.contracts import AnswerName
 from evergreen.lifecycle.windows import windows_of
 from evergreen.operators.escalation import _question
 from tests.builders import declare, workspace_in
@@ -99,7 +100,7 @@ def test_an_acknowledgement_lets_it_go_on_and_counts_anew(past: Past) -> None:
 
 
 @pytest.mark.parametrize("said", ["declined", "unanswered"])
-def test_no_and_silence_keep_it_stopped(past: Past, said: str) -> None:
+def test_no_and_silence_keep_it_stopped(past: Past, said: AnswerName) -> None:
     for _ in range(6):
         past.window("inputs")
         past.retrain("reject")

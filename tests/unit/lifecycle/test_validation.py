@@ -283,6 +283,6 @@ def test_with_templates_compiled_no_page_compiles_any(declaration, workspace, mo
     """As in a task that is forked from a warm worker."""
     expectations._view.cache_clear()
     compile_templates()
-    monkeypatch.setattr(jinja2.Environment, "compile", None)
+    monkeypatch.setattr(jinja2.Environment, "compile", None)  # whoever compiles now fails
     declaration = suite(declaration, between("distance", 0, 10), between("absent", 0, 1))
     assert of(declaration, workspace, flights()).report is not None

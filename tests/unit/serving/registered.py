@@ -117,7 +117,7 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it didn't come"
-        time.sleep(0.01)  # replicas look at the registry in threads of their own
+        time.sleep(0.01)  # between looks, until the end: threads of a replica's own bring it about
 
 
 def answer(versions: Versions) -> float:

@@ -10,12 +10,18 @@ from evergreen.serving.loading import CURRENT, KEPT, Cache
 from tests.unit.serving.registered import Life, answer, bring_back, flip, until
 
 
-def test_a_start_without_registry_takes_the_champion_from_the_cache(life: Life) -> None:
+def _served_before(life: Life) -> str:
+    """A champion's number, once a replica has served it and stopped."""
     number = life.register(1.0)
     life.point(number)
     before = life.replica()
     before.start()
     before.stop()
+    return number
+
+
+def test_a_start_without_registry_takes_the_champion_from_the_cache(life: Life) -> None:
+    number = _served_before(life)
     away = life.workspace.home / "mlflow.db"
     versions = life.replica(tracking_uri=f"sqlite:///{away}")
     versions.start()
@@ -32,11 +38,7 @@ def test_a_start_without_registry_takes_the_champion_from_the_cache(life: Life) 
 
 
 def test_a_changed_cache_is_not_served(life: Life) -> None:
-    number = life.register(1.0)
-    life.point(number)
-    before = life.replica()
-    before.start()
-    before.stop()
+    number = _served_before(life)
     (folder,) = life.kept.glob(f"{number}-*")
     flip(folder / "model.skops")
     versions = life.replica(tracking_uri=f"sqlite:///{life.workspace.home}/nowhere.db")
