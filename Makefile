@@ -22,8 +22,8 @@ setup: .venv/.complete ## create .venv from requirements.lock
 demo: setup ## a year of New York flights through Airflow; ARGS="--exit --report FILE"
 	$(BIN)/evergreen demo $(ARGS)
 
-test: setup ## all tests, two at a time; ARGS="-k gate" passes on to pytest
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup ## all tests, in three processes; ARGS="-k gate" passes on to pytest
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## what CI checks besides the tests
 	$(MAKE) --no-print-directory --jobs 2 .types .style

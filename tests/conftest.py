@@ -16,8 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.scheduling import THIRD, Scheduling, give_way
+
 _HOME = Path(tempfile.mkdtemp(prefix="evergreen-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+if os.environ.get("PYTEST_XDIST_WORKER") == THIRD:
+    give_way()
 
 _SKIPS = os.environ.get("EVERGREEN_TEST_SKIPS")
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "EVERGREEN", "MLFLOW"))]:
@@ -34,7 +39,7 @@ os.environ |= {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
-    "OMP_NUM_THREADS": "1",  # what runs side by side are tests: two processes for two cores
+    "OMP_NUM_THREADS": "1",  # what runs side by side are tests
     "OMP_WAIT_POLICY": "PASSIVE",
     "OPENBLAS_NUM_THREADS": "1",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -93,22 +98,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-#: Files that run in one process, one after the other: some stand on one thing, which takes minutes
-#: to make; and an Airflow works as long as it runs, so the fewer at once, the less is in the way.
-LANES = {"topology": ("composed/",), "standalone": ("test_demo.py", "test_pages.py", "together/")}
-
-
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """``--dist loadfile``, but for what is in a lane."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            within = file.removeprefix("tests/integration/")
-            return next((lane for lane, of in LANES.items() if within.startswith(of)), file)
-
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Instead of ``--dist loadfile``'s own."""
     return Scheduling(config, log)
 
 
