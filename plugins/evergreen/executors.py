@@ -8,6 +8,7 @@ workers do the same by `evergreen.celery_workers`.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -159,6 +160,8 @@ def warm_up(modules: Iterable[str]) -> None:
         skipped = preload(names)
         _read_distributions()
         _compile_templates()
+        if "s3fs" in names:
+            _read_s3()
     finally:
         gc.enable()
     _start_forks()
@@ -194,6 +197,28 @@ def _compile_templates() -> None:
         compile_templates()
     except ImportError:
         return  # said by `preload`
+
+
+def _read_s3() -> None:
+    """Let S3's description be read: a client is made, which asks nobody."""
+    try:
+        from botocore.exceptions import BotoCoreError
+
+        from evergreen.store import s3_session
+
+        session = s3_session()
+    except ImportError:
+        return  # said by `preload`
+
+    async def make() -> None:
+        nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
+        async with session.create_client("s3", region_name="us-east-1", **nobody):
+            pass
+
+    try:
+        asyncio.run(make())
+    except BotoCoreError as error:  # the environment's, like a profile that isn't there
+        log.warning("S3's description isn't read ahead (%s)", error)
 
 
 class WarmLocalExecutor(LocalExecutor):

@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -68,6 +69,18 @@ def check_climb(path: str) -> None:
         )
 
 
+@cache
+def s3_session() -> Any:
+    """What this process makes its clients of S3 from (an ``aiobotocore`` session).
+
+    It reads the description of S3, a megabyte of JSON, for the first client alone; a process that
+    is forked finds it read.
+    """
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # ships no types
+
+    return AioSession()
+
+
 class Store:
     """A root below which artifacts are kept.
 
@@ -95,7 +108,7 @@ class Store:
         scheme = self.root.partition("://")[0]
         options = self._options if whole.startswith(f"{scheme}://") else {}
         if whole.startswith("s3"):  # s3fs remembers listings as long as the process lives
-            options = {**options, "use_listings_cache": False}
+            options = {"session": s3_session(), **options, "use_listings_cache": False}
         path: UPath = UPath(whole, **options)
         return path
 

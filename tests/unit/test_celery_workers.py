@@ -20,8 +20,9 @@ ENVIRONMENT = {
 
 #: What a worker does between its start and its first fork, without a broker.
 SCRIPT = """
-    import gc, sys
+    import asyncio, gc, sys
     from evergreen import executors
+    from evergreen.store import s3_session
 
     warmed = []
     executors.preload = lambda modules: warmed.extend(modules) or {}
@@ -36,6 +37,14 @@ SCRIPT = """
     worker_init.send(sender=None)
     assert {"mlflow", "feast", "s3fs", "psycopg2", "evergreen.lifecycle.training"} <= set(warmed)
     assert gc.get_freeze_count() > frozen
+
+    async def open_s3():
+        nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
+        async with s3_session().create_client("s3", region_name="eu-west-1", **nobody):
+            pass
+
+    s3_session().get_component("data_loader").file_loader = None  # what isn't read yet, can't be
+    asyncio.run(open_s3())
     print("warm")
 """
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evergreen.errors import CorruptError, UnavailableError
-from evergreen.store import Store, digest_of
+from evergreen.store import Store, digest_of, s3_session
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -89,6 +89,14 @@ def test_tables_come_back_as_they_were(store: Store) -> None:
     uri = store.put_table("tables/t.parquet", table)
     pd.testing.assert_frame_equal(store.get_table(uri), table)
     assert list(store.get_table(uri, ["b"]).columns) == ["b"]
+
+
+def test_clients_of_s3_are_made_from_what_is_read_once() -> None:
+    keys = {"key": "-", "secret": "-"}
+    first, other = Store("s3://one/store", keys), Store("s3://two/store")
+    for path in (first.path("objects/a"), other.path("objects/a"), other.path("s3://three/a")):
+        assert path.fs.session is s3_session()
+    assert (first.path("a").fs.key, other.path("a").fs.key) == ("-", None)
 
 
 def test_an_unreachable_store_is_named(tmp_path: Path) -> None:
