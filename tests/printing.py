@@ -1,6 +1,6 @@
 """Figures that a run is for: said by tests, printed at the end of the whole run.
 
-Tests run two at a time in processes of their own, whose output nobody sees.
+Tests run in processes of their own, whose output nobody sees.
 """
 
 from __future__ import annotations
