@@ -76,7 +76,7 @@ def s3_session() -> Any:
     It reads the description of S3, a megabyte of JSON, for the first client alone; a process that
     is forked finds it read.
     """
-    from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # ships no types
+    from aiobotocore.session import AioSession
 
     return AioSession()
 

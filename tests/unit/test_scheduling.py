@@ -21,7 +21,8 @@ class Process:
     """xdist's end of a test process: what it was sent, and whether it was told to end."""
 
     def __init__(self, name: str) -> None:
-        self.gateway, self.sent, self.shutting_down = SimpleNamespace(id=name), [], False
+        self.gateway, self.shutting_down = SimpleNamespace(id=name), False
+        self.sent: list[int] = []
 
     def send_runtest_some(self, indices: list[int]) -> None:
         assert not self.shutting_down
@@ -36,17 +37,18 @@ def run(files: list[str], *names: str) -> dict[str, list[str]]:
     tests = [f"{file}::test_{n}" for file in files for n in range(3)]
     option = SimpleNamespace(loadscopereorder=False)
     config: Any = SimpleNamespace(getvalue=lambda _: ["popen"] * len(names), option=option)
-    scheduling, processes = Scheduling(config), [Process(name) for name in names]
+    scheduling = Scheduling(config)
+    processes: list[Any] = [Process(name) for name in names]
     for process in processes:
-        scheduling.add_node(process)  # type: ignore[arg-type]  # what of xdist's is used
-        scheduling.add_node_collection(process, tests)  # type: ignore[arg-type]  # as above
+        scheduling.add_node(process)
+        scheduling.add_node_collection(process, tests)
     scheduling.schedule()
     done = dict.fromkeys(names, 0)
     while any(done[it.gateway.id] < len(it.sent) for it in processes):
         for it in processes:
             if done[it.gateway.id] < len(it.sent):
                 done[it.gateway.id] += 1
-                scheduling.mark_test_complete(it, it.sent[done[it.gateway.id] - 1])  # type: ignore[arg-type]  # as above
+                scheduling.mark_test_complete(it, it.sent[done[it.gateway.id] - 1])
     assert not scheduling.workqueue
     ran = [index for it in processes for index in it.sent]
     assert sorted(ran) == list(range(len(tests))), "each test once"
