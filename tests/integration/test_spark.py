@@ -67,9 +67,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The shipped profile's offline store, on a Spark of this process."""
     pytest.importorskip("pyspark", reason="pyspark isn't installed")
     if shutil.which("java") is None:
-        pytest.skip(
-            "java isn't installed"
-        )  # a program, not a package; CI installs it and allows no skip
+        # A program, not a package; CI installs it and allows no skip.
+        pytest.skip("java isn't installed")
     import yaml
     from pyspark.sql import SparkSession
 

@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 #: What a worker does between its start and its first fork, without a broker.
 SCRIPT = """
-    import asyncio, gc, sys
+    import asyncio, gc, sys, threading
     from evergreen import executors
     from evergreen.store import s3_session
 
@@ -37,6 +37,7 @@ SCRIPT = """
     worker_init.send(sender=None)
     assert {"mlflow", "feast", "s3fs", "psycopg2", "evergreen.lifecycle.training"} <= set(warmed)
     assert gc.get_freeze_count() > frozen
+    assert threading.active_count() == 1, "what is forked beside a thread may hang"
 
     async def open_s3():
         nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
